@@ -1,0 +1,42 @@
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help
+help: ## Say what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+# Made anew when what it holds is asked for anew: an environment that was only added to proves nothing.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+.PHONY: demo
+demo: $(INSTALLED) ## Kill a Flower server in the middle of a round, start it again, compare with a run that was left alone
+	$(BIN)/python scripts/demo.py
+
+.PHONY: test
+test: $(INSTALLED) ## All tests but the slow ones
+	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## The slow tests: real Flower runs, killed and resumed
+	$(BIN)/python -m pytest -q -m slow
+
+.PHONY: lint
+lint: $(INSTALLED) ## Style, types, and which room may import which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: clean
+clean: ## Remove the environment and every cache
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
