@@ -1,0 +1,1 @@
+"""Digits: a Flower app whose server can be killed at any time."""

@@ -1,0 +1,272 @@
+"""Real Flower runs on this machine, and the means to kill their server in the middle of a round.
+
+Everything a lab starts carries the lab's own ``FLWR_HOME`` in its environment, also what detaches itself: by that the
+lab finds its processes, and ends them by their ids.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+SERVER_COMMANDS = ("flwr-simulation", "flwr-serverapp")
+POLL_SECONDS = 0.02
+CLOSE_SECONDS = 20.0
+
+Value = bool | int | float | str
+
+
+class LabError(RuntimeError):
+    """A run did not do what was waited for; the message ends with its log."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One training of one client, as the client wrote it down."""
+
+    server_round: int
+    partition_id: int
+
+
+class Progress:
+    """The file in which clients write down each training as it begins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[Trained]:
+        """Read all that was begun, in the order in which it was."""
+        if not self.path.exists():
+            return []
+        complete = self.path.read_text().rpartition("\n")[0]
+        return [Trained(*map(int, line.split())) for line in complete.splitlines()]
+
+    def rounds(self, start: int = 0) -> dict[int, int]:
+        """Count the trainings of each round, from the given entry on."""
+        return dict(sorted(Counter(trained.server_round for trained in self.read()[start:]).items()))
+
+
+class Run:
+    """One `flwr run`, whose log is streamed to a file."""
+
+    def __init__(self, lab: FlowerLab, client: subprocess.Popen[bytes], log_path: Path) -> None:
+        self._lab = lab
+        self._client = client
+        self._log_path = log_path
+
+    def log(self) -> str:
+        """Return what the run has logged so far."""
+        return self._log_path.read_text(errors="replace")
+
+    def finish(self, timeout: float = 180.0) -> str:
+        """Wait for the end of the run and return its log; anything but a completed run is an error."""
+        try:
+            self._client.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise LabError(f"The run did not end within {timeout:.0f} s.\n{self.log()}") from None
+        started = re.search(r"Successfully started run (\d+)", self.log())
+        if started is None:
+            raise LabError(f"The run did not start.\n{self.log()}")
+        status = self._lab.status_of(started[1])
+        if status != "finished:completed":
+            raise LabError(f"The run ended as {status}.\n{self.log()}")
+        return self.log()
+
+    def kill_server_when(self, reached: Callable[[], bool], timeout: float = 120.0) -> None:
+        """SIGKILL the server's process as soon as ``reached()`` holds."""
+        deadline = time.monotonic() + timeout
+        while not reached():
+            if self._client.poll() is not None or time.monotonic() > deadline:
+                raise LabError(f"The run never came to where its server was to be killed.\n{self.log()}")
+            time.sleep(POLL_SECONDS)
+        server = self._lab.server_process()
+        server.kill()
+        psutil.wait_procs([server], timeout=10)
+        # Flower takes a minute to notice that the server is gone, and streams until then.
+        self._client.kill()
+        self._client.wait()
+
+
+class FlowerLab:
+    """A Flower with a home, ports and processes of its own; use it as a context manager."""
+
+    def __init__(self) -> None:
+        # Short, and not in a test's own folder: Ray makes Unix sockets in it, whose paths may have 107 characters.
+        self.directory = Path(tempfile.mkdtemp(prefix="lab-"))
+        self.checkpoint_home = self.directory / "checkpoints"
+        self._home = self.directory / "flwr"
+        self._home.mkdir()
+        self._commands = Path(sys.executable).parent
+        self._environment = self._make_environment()
+        self._num_runs = 0
+
+    def __enter__(self) -> FlowerLab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def run(
+        self,
+        app: Path,
+        run_config: Mapping[str, Value],
+        *,
+        num_supernodes: int | None = None,
+        superlink: str = "local",
+    ) -> Run:
+        """Start `flwr run` on an app; a number of SuperNodes is for simulations, where Flower makes them."""
+        command = ["run", str(app), superlink, "--stream", "--run-config", _to_toml(run_config)]
+        if num_supernodes is not None:
+            resources = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
+            command += ["--federation-config", resources]
+        self._num_runs += 1
+        log_path = self.directory / f"run-{self._num_runs}.log"
+        return Run(self, self._start("flwr", *command, log_path=log_path), log_path)
+
+    def deploy(self, num_supernodes: int) -> str:
+        """Start a SuperLink with SuperNodes on the loopback address; return the name that `run` knows it by."""
+        address = f"127.0.0.1:{_free_port()}"
+        (self._home / "config.toml").write_text(f'[superlink.lab]\naddress = "{address}"\ninsecure = true\n')
+        host, port = address.split(":")
+        self._start(
+            *("flower-superlink", "--insecure", "--disable-runtime-dependency-installation"),
+            *("--host", host, "--port", port, "--database", str(self.directory / "superlink.db")),
+            log_path=self.directory / "superlink.log",
+        )
+        self._wait_for_port(int(port))
+        for partition_id in range(num_supernodes):
+            self._start(
+                *("flower-supernode", "--insecure", "--superlink", address, "--port", str(_free_port())),
+                *("--node-config", f"partition-id={partition_id} num-partitions={num_supernodes}"),
+                log_path=self.directory / f"supernode-{partition_id}.log",
+            )
+        return "lab"
+
+    def progress(self) -> Progress:
+        """Return the file to be given to clients as `progress-file`."""
+        return Progress(self.directory / "progress.txt")
+
+    def server_process(self) -> psutil.Process:
+        """Return the process in which the ServerApp runs."""
+        servers = [process for process in self._processes() if _command(process) in SERVER_COMMANDS]
+        if len(servers) != 1:
+            raise LabError(f"There should be one server's process, there are {len(servers)}: {servers}")
+        return servers[0]
+
+    def status_of(self, run_id: str) -> str:
+        """Return what Flower says of a run: its exit code does not tell."""
+        listed = subprocess.run(
+            [self._commands / "flwr", "ls", "--run-id", run_id, "--format", "json"],
+            env=self._environment,
+            cwd=self.directory,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        return str(json.loads(listed.stdout)["runs"][0]["status"])
+
+    def close(self) -> None:
+        """End every process of the lab, and remove what it has left."""
+        deadline = time.monotonic() + CLOSE_SECONDS
+        while left := self._processes():
+            if time.monotonic() > deadline:
+                raise LabError(f"Processes that do not end: {left}")
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=1)
+        shutil.rmtree(self.directory)
+
+    def _make_environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}
+        return inherited | {
+            "PATH": f"{self._commands}{os.pathsep}{os.environ['PATH']}",
+            "TMPDIR": str(self.directory),
+            "FLWR_HOME": str(self._home),
+            "FLWR_CKPT_HOME": str(self.checkpoint_home),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port()),
+            # flwr-ckpt is in this environment; an app's dependencies would be looked up in a registry.
+            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+            "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_TELEMETRY_ENABLED": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def _start(self, command: str, *arguments: str, log_path: Path) -> subprocess.Popen[bytes]:
+        with log_path.open("wb") as log:
+            return subprocess.Popen(
+                [self._commands / command, *arguments],
+                env=self._environment,
+                cwd=self.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def _wait_for_port(self, port: int, timeout: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"Nothing listens on port {port} after {timeout:.0f} s.")
+            time.sleep(POLL_SECONDS)
+
+    def _processes(self) -> list[psutil.Process]:
+        # Ray's workers write over their environment: they are found as children.
+        found = set(self._marked())
+        for process in list(found):
+            with suppress(psutil.NoSuchProcess):
+                found.update(process.children(recursive=True))
+        return [process for process in found if _is_alive(process)]
+
+    def _marked(self) -> Iterator[psutil.Process]:
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+                if process.environ().get("FLWR_HOME") == str(self._home):
+                    yield process
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _command(process: psutil.Process) -> str:
+    """Return the name of the console script that a process runs."""
+    try:
+        arguments = process.cmdline()
+    except psutil.NoSuchProcess:
+        return ""
+    return next((Path(word).name for word in arguments[:2] if Path(word).name in SERVER_COMMANDS), "")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _to_toml(values: Mapping[str, Value]) -> str:
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
