@@ -64,8 +64,9 @@ class Progress:
 class Run:
     """One `flwr run`, whose log is streamed to a file."""
 
-    def __init__(self, lab: FlowerLab, client: subprocess.Popen[bytes], log_path: Path) -> None:
+    def __init__(self, lab: FlowerLab, superlink: str, client: subprocess.Popen[bytes], log_path: Path) -> None:
         self._lab = lab
+        self._superlink = superlink
         self._client = client
         self._log_path = log_path
 
@@ -82,7 +83,7 @@ class Run:
         started = re.search(r"Successfully started run (\d+)", self.log())
         if started is None:
             raise LabError(f"The run did not start.\n{self.log()}")
-        status = self._lab.status_of(started[1])
+        status = self._lab.status_of(started[1], self._superlink)
         if status != "finished:completed":
             raise LabError(f"The run ended as {status}.\n{self.log()}")
         return self.log()
@@ -138,7 +139,7 @@ class FlowerLab:
             command += ["--federation-config", resources]
         self._num_runs += 1
         log_path = self.directory / f"run-{self._num_runs}.log"
-        return Run(self, self._start("flwr", *command, log_path=log_path), log_path)
+        return Run(self, superlink, self._start("flwr", *command, log_path=log_path), log_path)
 
     def deploy(self, num_supernodes: int) -> str:
         """Start a SuperLink with SuperNodes on the loopback address; return the name that `run` knows it by."""
@@ -170,10 +171,10 @@ class FlowerLab:
             raise LabError(f"There should be one server's process, there are {len(servers)}: {servers}")
         return servers[0]
 
-    def status_of(self, run_id: str) -> str:
+    def status_of(self, run_id: str, superlink: str) -> str:
         """Return what Flower says of a run: its exit code does not tell."""
         listed = subprocess.run(
-            [self._commands / "flwr", "ls", "--run-id", run_id, "--format", "json"],
+            [self._commands / "flwr", "ls", superlink, "--run-id", run_id, "--format", "json"],
             env=self._environment,
             cwd=self.directory,
             capture_output=True,
