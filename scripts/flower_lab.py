@@ -6,6 +6,7 @@ lab finds its processes, and ends them by their ids.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -24,7 +25,11 @@ from types import TracebackType
 
 import psutil
 
-SERVER_COMMANDS = ("flwr-simulation", "flwr-serverapp")
+from flwr_ckpt import CheckpointStore
+
+# What runs the ServerApp: in a simulation, in a deployment.
+SERVER = ("flwr-simulation", "flwr-serverapp")
+SUPERLINK = ("flower-superlink",)
 POLL_SECONDS = 0.02
 CLOSE_SECONDS = 20.0
 
@@ -33,6 +38,23 @@ Value = bool | int | float | str
 
 class LabError(RuntimeError):
     """A run did not do what was waited for; the message ends with its log."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run has left in its store: two runs that went the same way are equal here."""
+
+    model_digest: str
+    history: dict[str, dict[int, object]]
+
+    @classmethod
+    def of(cls, store: CheckpointStore) -> Outcome:
+        """Read it; the digest is over the newest arrays' names, types, shapes and bytes."""
+        digest = hashlib.sha256()
+        for name, array in store.load().arrays.items():
+            digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+            digest.update(array.tobytes())
+        return cls(digest.hexdigest(), store.history())
 
 
 @dataclass(frozen=True)
@@ -88,17 +110,16 @@ class Run:
             raise LabError(f"The run ended as {status}.\n{self.log()}")
         return self.log()
 
-    def kill_server_when(self, reached: Callable[[], bool], timeout: float = 120.0) -> None:
-        """SIGKILL the server's process as soon as ``reached()`` holds."""
+    def wait_until(self, reached: Callable[[], bool], timeout: float = 120.0) -> None:
+        """Wait until ``reached()`` holds; that the run ends before is an error."""
         deadline = time.monotonic() + timeout
         while not reached():
             if self._client.poll() is not None or time.monotonic() > deadline:
-                raise LabError(f"The run never came to where its server was to be killed.\n{self.log()}")
+                raise LabError(f"The run never came to what was waited for.\n{self.log()}")
             time.sleep(POLL_SECONDS)
-        server = self._lab.server_process()
-        server.kill()
-        psutil.wait_procs([server], timeout=10)
-        # Flower takes a minute to notice that the server is gone, and streams until then.
+
+    def abandon(self) -> None:
+        """End the stream of the log: Flower takes a minute to notice that a server is gone, and streams until then."""
         self._client.kill()
         self._client.wait()
 
@@ -164,12 +185,19 @@ class FlowerLab:
         """Return the file to be given to clients as `progress-file`."""
         return Progress(self.directory / "progress.txt")
 
-    def server_process(self) -> psutil.Process:
-        """Return the process in which the ServerApp runs."""
-        servers = [process for process in self._processes() if _command(process) in SERVER_COMMANDS]
-        if len(servers) != 1:
-            raise LabError(f"There should be one server's process, there are {len(servers)}: {servers}")
-        return servers[0]
+    def kill(self, *commands: str) -> psutil.Process:
+        """SIGKILL the one process that runs one of these commands, and return it."""
+        victim = self.find(*commands)
+        victim.kill()
+        psutil.wait_procs([victim], timeout=CLOSE_SECONDS)
+        return victim
+
+    def find(self, *commands: str) -> psutil.Process:
+        """Return the one process that runs one of these commands."""
+        found = [process for process in self._processes() if _command(process) in commands]
+        if len(found) != 1:
+            raise LabError(f"One process should run {' or '.join(commands)}, {len(found)} do: {found}")
+        return found[0]
 
     def status_of(self, run_id: str, superlink: str) -> str:
         """Return what Flower says of a run: its exit code does not tell."""
@@ -255,12 +283,12 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 def _command(process: psutil.Process) -> str:
-    """Return the name of the console script that a process runs."""
+    """Return the name of the console script that a process runs, or of its interpreter."""
     try:
-        arguments = process.cmdline()
+        interpreter_and_script = process.cmdline()[:2]
     except psutil.NoSuchProcess:
         return ""
-    return next((Path(word).name for word in arguments[:2] if Path(word).name in SERVER_COMMANDS), "")
+    return Path(interpreter_and_script[-1]).name if interpreter_and_script else ""
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ from flwr.server import ServerApp, ServerAppComponents, ServerConfig
 from flwr.server.strategy import FedAvgM
 
 from breast_cancer.task import Floats, evaluate, initial_model, load_held_out
+from flwr_ckpt import CheckpointingStrategy
 
 
 def evaluate_held_out(server_round: int, model: list[Floats], config: dict[str, Scalar]) -> tuple[float, Metrics]:
@@ -31,6 +32,7 @@ def server_fn(context: Context) -> ServerAppComponents:
         evaluate_fn=evaluate_held_out,
         evaluate_metrics_aggregation_fn=mean_accuracy,
     )
+    strategy = CheckpointingStrategy(strategy, "breast-cancer", seed=2026)  # the one line
     config = ServerConfig(num_rounds=int(context.run_config["num-server-rounds"]))
     return ServerAppComponents(strategy=strategy, config=config)
 

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAdam
 
 from digits.task import Net, evaluate, load_held_out
+from flwr_ckpt import CheckpointingStrategy
 
 app = ServerApp()
 
@@ -25,6 +26,7 @@ def main(grid: Grid, context: Context) -> None:
     """Train for the rounds that are still missing."""
     torch.manual_seed(2026)
     strategy = FedAdam(eta=0.1, min_available_nodes=int(context.run_config["num-clients"]))
+    strategy = CheckpointingStrategy(strategy, "digits", seed=2026)  # the one line
     strategy.start(
         grid=grid,
         initial_arrays=ArrayRecord(Net().state_dict()),
