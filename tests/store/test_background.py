@@ -390,7 +390,7 @@ def test_a_caller_stopped_at_any_line_of_submit_leaves_a_sound_writer(disk: Disk
         if line not in disk.released:
             unreleased.append(line)
     assert line > 12
-    assert unreleased in (list(range(1, count)) for count in range(6)), "only before submit has taken the draft over"
+    assert max(unreleased) <= 5, "submit has taken the draft over by its fifth line"
 
 
 def test_in_a_child_made_by_fork_it_refuses(disk: Disk, writer: BackgroundWriter) -> None:
