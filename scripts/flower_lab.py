@@ -1,7 +1,7 @@
 """Real Flower runs on this machine, and the means to kill their server in the middle of a round.
 
-Everything a lab starts carries the lab's own ``FLWR_HOME`` in its environment, also what detaches itself: by that the
-lab finds its processes, and ends them by their ids.
+Everything a lab starts, also what detaches itself, works in the lab's own folder: by that the lab finds its processes,
+and ends them by their ids.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,7 @@ class FlowerLab:
 
     def __init__(self) -> None:
         # Short, and not in a test's own folder: Ray makes Unix sockets in it, whose paths may have 107 characters.
-        self.directory = Path(tempfile.mkdtemp(prefix="lab-"))
+        self.directory = Path(tempfile.mkdtemp(prefix="lab-")).resolve()
         self.checkpoint_home = self.directory / "checkpoints"
         self._home = self.directory / "flwr"
         self._home.mkdir()
@@ -261,25 +261,15 @@ class FlowerLab:
             time.sleep(POLL_SECONDS)
 
     def _processes(self) -> list[psutil.Process]:
-        # Ray's workers write over their environment: they are found as children.
-        found = set(self._marked())
-        for process in list(found):
-            with suppress(psutil.NoSuchProcess):
-                found.update(process.children(recursive=True))
-        return [process for process in found if _is_alive(process)]
+        # Some of Ray's write over their environment and outlive their parents, but all stay in the lab's folder.
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
 
-    def _marked(self) -> Iterator[psutil.Process]:
-        for process in psutil.process_iter():
-            with suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-                if process.environ().get("FLWR_HOME") == str(self._home):
-                    yield process
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            folder = process.cwd()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            return False
+        return Path(folder).is_relative_to(self.directory)
 
 
 def _command(process: psutil.Process) -> str:
