@@ -70,6 +70,15 @@ def left_alone(folder: Path, *, num_clients: int, num_rounds: int = NUM_ROUNDS) 
         return app.outcome()
 
 
+def test_a_lab_ends_what_it_started_when_the_test_fails() -> None:
+    with pytest.raises(ZeroDivisionError), FlowerLab() as lab:
+        lab.deploy(1)
+        started = [lab.find("flower-superlink"), lab.find("flower-supernode")]
+        _ = 1 / 0
+    assert not any(process.is_running() for process in started)
+    assert not lab.directory.exists()
+
+
 def test_a_finished_run_trains_nothing_and_more_rounds_extend_it(lab: FlowerLab) -> None:
     app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=2)
     assert app.finish() == {1: 2, 2: 2}
