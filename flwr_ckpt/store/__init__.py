@@ -5,7 +5,10 @@ This room knows neither Flower nor torch; what it is handed are names, buffers a
 
 from __future__ import annotations
 
+from .array_types import array_type
 from .background import BackgroundWriter
+from .checkpoint import Checkpoint
+from .checkpoint_store import CheckpointStore, RoundRecord, Verified
 from .draft import Blob, Buffer, Draft, Outcome, Phase
 from .errors import (
     CheckpointCorruptError,
@@ -17,17 +20,23 @@ from .errors import (
 )
 from .keep import Keep, KeepAll, KeepBest, KeepEither, KeepEvery, KeepLatest, Mode, parse_keep
 from .location import Location, locate, prepare
+from .records import Commit, Entry
+from .run import Loaded, RunReader
 from .values import Json, dumps, from_json, to_json
 
 __all__ = [
     "BackgroundWriter",
     "Blob",
     "Buffer",
+    "Checkpoint",
     "CheckpointCorruptError",
     "CheckpointError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
+    "CheckpointStore",
+    "Commit",
     "Draft",
+    "Entry",
     "FencedError",
     "FormatVersionError",
     "Json",
@@ -37,10 +46,15 @@ __all__ = [
     "KeepEither",
     "KeepEvery",
     "KeepLatest",
+    "Loaded",
     "Location",
     "Mode",
     "Outcome",
     "Phase",
+    "RoundRecord",
+    "RunReader",
+    "Verified",
+    "array_type",
     "dumps",
     "from_json",
     "locate",

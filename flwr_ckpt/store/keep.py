@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 Mode = Literal["min", "max"]
 
@@ -24,6 +24,9 @@ class Scored(Protocol):
     @property
     def metrics(self) -> Mapping[str, Any]:
         """Values by key as in ``CheckpointStore.history()``: ``"evaluate/loss"``."""
+
+
+_Scored = TypeVar("_Scored", bound=Scored)
 
 
 class Keep(ABC):
@@ -170,10 +173,10 @@ class KeepAll(Keep):
         return "all"
 
 
-def ranked(rounds: Iterable[Scored], metric: str, mode: Mode) -> list[Scored]:
+def ranked(rounds: Iterable[_Scored], metric: str, mode: Mode) -> list[_Scored]:
     """Order the rounds that have a metric, best first: NaN last, the later of two equal rounds first."""
 
-    def rank(record: Scored) -> tuple[bool, float, int]:
+    def rank(record: _Scored) -> tuple[bool, float, int]:
         value = record.metrics[metric]
         if value != value:  # NaN; math.isnan would refuse an int too large for a float
             return (True, 0, -record.round)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .mounts import warnings_about
+from .names import FENCES, HISTORY
 
 HOME_VARIABLE = "FLWR_CKPT_HOME"
 DEFAULT_HOME = "~/.flwr_ckpt"
-GENERATIONS = "generations"
 
 _PART = re.compile(r"[A-Za-z0-9._=-]+")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -148,7 +148,7 @@ def _problem(part: str) -> str | None:
         return f"{part!r} holds other characters"
     if not part.strip("."):
         return f"{part!r} has nothing but dots"
-    if part in (GENERATIONS, "history") or part.startswith("round-"):
+    if part in (FENCES, HISTORY) or part.startswith("round-"):
         return f"{part!r} is a name that runs use for their own files"
     if len(part) > _LONGEST_PART:
         return f"a part of {len(part)} characters is longer than a file name may be ({_LONGEST_PART})"
@@ -219,7 +219,7 @@ def _refuse_nesting(path: Path) -> None:
 
 
 def _is_run(folder: Path) -> bool:
-    return os.path.isdir(folder / GENERATIONS)
+    return os.path.isdir(folder / FENCES)
 
 
 def _folders_below(path: Path) -> Iterator[Path]:
@@ -237,7 +237,7 @@ def _folders_below(path: Path) -> Iterator[Path]:
 
 
 def _require_access(location: Location, existing: Path) -> None:
-    for folder in (existing, location.path / GENERATIONS):
+    for folder in (existing, location.path / FENCES):
         if not os.path.isdir(folder) or os.statvfs(folder).f_flag & os.ST_RDONLY:
             continue
         if not os.access(folder, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):

@@ -1,0 +1,289 @@
+"""The public way to look at a run. Looking takes no generation, makes nothing and works on a read-only folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from .checkpoint import Checkpoint, metrics_of
+from .draft import Outcome, Phase
+from .errors import CheckpointCorruptError, CheckpointNotFoundError
+from .filesystem import LocalFiles
+from .generations import read_fence
+from .history import flat_metrics, read_outcomes
+from .keep import Keep, Mode, ranked, require_mode
+from .location import Location, locate
+from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest
+from .payloads import unsound_by_size
+from .records import Commit
+from .run import RunReader
+
+_SHOWN = 20  # rounds that an error message lists
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """A round that is there to be loaded.
+
+    Attributes
+    ----------
+    round : int
+    phases : tuple of str
+        The phases that have a commit, in the order in which they were made.
+    time : float
+        When the last of them was made: seconds since 1970 by the server's clock.
+    size : int
+        Bytes of the arrays and of the strategy's state.
+    metrics : Mapping[str, object]
+        By key as in `CheckpointStore.history`.
+    generation : int
+        Which of the run's servers wrote it.
+    """
+
+    round: int
+    phases: tuple[Phase, ...]
+    time: float
+    size: int
+    metrics: Mapping[str, Any]
+    generation: int
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What verifying a commit has found.
+
+    Attributes
+    ----------
+    round : int or None
+        ``None`` for a file that belongs to no round.
+    phase : str
+    generation : int
+    path : str
+        The manifest.
+    problems : tuple of str
+        What is wrong; each names the file.
+    """
+
+    round: int | None
+    phase: str
+    generation: int
+    path: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is what was written."""
+        return not self.problems
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    A place with nothing there is an empty store.
+
+    Parameters
+    ----------
+    location : str, os.PathLike or Location
+        As ``run`` of ``CheckpointingStrategy``: a run name or an absolute path.
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+    """
+
+    def __init__(self, location: str | os.PathLike[str] | Location) -> None:
+        self.location = location if isinstance(location, Location) else locate(location)
+        self._files = LocalFiles(self.location.path)
+        self._reader = RunReader(self.location, self._files)
+
+    def __repr__(self) -> str:
+        return f"CheckpointStore({str(self.location.path)!r})"
+
+    def rounds(self) -> list[RoundRecord]:
+        """List the rounds that can be loaded, oldest first."""
+        commits = [
+            commit
+            for commit in self._reader.commits()
+            if commit.phase != "attempt" and unsound_by_size(self._files, commit) is None
+        ]
+        outcomes = self._outcomes(commits[-1]) if commits else []
+        metrics = {number: metrics_of(list(of), number) for number, of in groupby(outcomes, lambda one: one.round)}
+        return [
+            _record(list(of), metrics.get(number, {})) for number, of in groupby(commits, lambda commit: commit.round)
+        ]
+
+    def latest(self) -> RoundRecord | None:
+        """Give the newest round, or ``None`` if there is none."""
+        return next(reversed(self.rounds()), None)
+
+    def best(self, metric: str, mode: Mode) -> RoundRecord | None:
+        """Find the best of the rounds that can be loaded.
+
+        NaN ranks below every number; the later of two equal rounds wins.
+
+        Parameters
+        ----------
+        metric : str
+            A key as in `history`: ``"evaluate/loss"``.
+        mode : {"min", "max"}
+            Whether small or large values are good.
+
+        Returns
+        -------
+        RoundRecord or None
+            ``None`` if no round has the metric.
+
+        Raises
+        ------
+        ValueError
+            If `mode` is neither.
+        """
+        require_mode(mode)
+        return next(iter(ranked(self.rounds(), metric, mode)), None)
+
+    def load(self, round: int | None = None) -> Checkpoint:
+        """Read a round; all that is returned has been verified.
+
+        Parameters
+        ----------
+        round : int, optional
+            The newest sound one if left out: damaged ones are passed over with a warning.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            If there is no such round, or none at all.
+        CheckpointCorruptError
+            If the given round is damaged.
+        """
+        if round is not None:
+            return self._open(self._of_round(round))
+        commit = self._reader.newest()
+        try:
+            if commit is not None:
+                return self._open(commit)
+        except (CheckpointCorruptError, CheckpointNotFoundError):
+            loaded = self._reader.resume(strict_history=False)
+            if loaded is not None:
+                return self._open(loaded.commit)
+        raise CheckpointNotFoundError(
+            f"{self.location.path}: there is no {'sound ' if self._reader.names() else ''}checkpoint here"
+        )
+
+    def history(self) -> dict[str, dict[int, Any]]:
+        """Collect the metrics of the whole run, also of rounds that retention has removed.
+
+        Returns
+        -------
+        dict
+            Metric → round → value, with keys such as ``"train/loss"``, ``"evaluate/loss"``, ``"central/accuracy"``.
+        """
+        commit = self._reader.newest()
+        found: dict[str, dict[int, Any]] = {}
+        for outcome in self._outcomes(commit) if commit is not None else ():
+            for key, value in flat_metrics(outcome).items():
+                found.setdefault(key, {})[outcome.round] = value
+        return found
+
+    def verify(self) -> list[Verified]:
+        """Read every byte that the run's commits refer to, and compare it with what was written.
+
+        Returns
+        -------
+        list of Verified
+            One for each commit that counts, oldest first, then one for each damaged file that is, or may have been,
+            newer than they are.
+        """
+        names = self._reader.names()
+        results = [result for name in names if (result := self._verified(name)) is not None]
+        return [*results, *self._damaged_beyond(names)]
+
+    def _verified(self, name: CommitName) -> Verified | None:
+        """Verify one commit; ``None`` if it has been removed meanwhile."""
+        path = self._files.describe(name.key)
+        try:
+            problems = self._reader.problems(self._reader.commit(name))
+        except CheckpointNotFoundError:
+            return None
+        except CheckpointCorruptError as error:
+            problems = [str(error)]
+        if problems and self._files.size(name.key) is None:
+            return None
+        return Verified(name.round, name.phase, name.generation, path, tuple(problems))
+
+    def _damaged_beyond(self, names: Sequence[CommitName]) -> list[Verified]:
+        """What no readable manifest speaks of: damaged manifests after the newest one, and damaged fences."""
+        keys = self._files.keys()
+        newest = max((name.generation for name in names), default=0)
+        others = {name for name in map(parse_manifest, keys) if name is not None and name.generation >= newest}
+        results = [self._verified(name) for name in sorted(others.difference(names))]
+        damaged = [result for result in results if result is not None and not result.ok]
+        for generation in filter(None, map(parse_fence, keys)):
+            fence = read_fence(self._files, generation)
+            if fence is not None and not fence.token:
+                path = self._files.describe(fence_key(generation))
+                damaged.append(Verified(None, FENCES, generation, path, (f"{path}: this fence is damaged",)))
+        return damaged
+
+    def _of_round(self, server_round: int) -> Commit:
+        commit = self._reader.of_round(server_round)
+        if commit is not None:
+            return commit
+        damaged = [name for name in self._reader.names() if name.round == server_round and name.phase != "attempt"]
+        if damaged:
+            raise CheckpointCorruptError(
+                f"{self._files.describe(damaged[-1].key)}: round {server_round} is damaged; `flwr-ckpt verify` tells "
+                "what is wrong, load() takes the newest round that is sound"
+            )
+        there = [record.round for record in self.rounds()]
+        listed = ", ".join(map(str, there[-_SHOWN:])) or "none"
+        raise CheckpointNotFoundError(
+            f"{self.location.path}: there is no round {server_round}; it was never finished, or retention (keep=...) "
+            f"has removed it. There are {'… ' if len(there) > _SHOWN else ''}{listed}"
+        )
+
+    def _open(self, commit: Commit) -> Checkpoint:
+        reader = RunReader(self.location, _MappedOnce(self.location.path))
+        payloads = [reader.view(commit, entry) for entry in (*commit.arrays, *commit.state)]
+        outcomes = self._outcomes(commit)
+        return Checkpoint(_arrays_round(commit, outcomes), commit, payloads, reader.documents(commit), outcomes)
+
+    def _outcomes(self, commit: Commit) -> list[Outcome]:
+        return read_outcomes(self._files, commit, strict=False)[0]
+
+
+class _MappedOnce(LocalFiles):
+    """Every map holds a file descriptor: one for each array of a large model would be too many."""
+
+    def __init__(self, root: os.PathLike[str]) -> None:
+        super().__init__(root)  # type: ignore[arg-type]
+        self._maps: dict[str, memoryview] = {}
+
+    def view(self, key: str) -> memoryview:
+        """Map a file into memory."""
+        if key not in self._maps:
+            self._maps[key] = super().view(key)
+        return self._maps[key]
+
+
+def _record(commits: Sequence[Commit], metrics: Mapping[str, Any]) -> RoundRecord:
+    last = commits[-1]
+    return RoundRecord(
+        round=last.round,
+        phases=tuple(dict.fromkeys(commit.phase for commit in commits)),
+        time=last.time,
+        size=sum(entry.nbytes for entry in (*last.arrays, *last.state)),
+        metrics=metrics,
+        generation=last.generation,
+    )
+
+
+def _arrays_round(commit: Commit, outcomes: Sequence[Outcome]) -> int:
+    """The round whose aggregate a commit holds: an attempt holds that of the round before."""
+    if commit.phase != "attempt":
+        return commit.round
+    return max((outcome.round for outcome in outcomes if outcome.phase != "attempt"), default=0)
