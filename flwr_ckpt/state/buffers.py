@@ -1,0 +1,146 @@
+"""Copies of what can change in place, taken on the caller's thread into memory that is used again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from flwr_ckpt.store.draft import Blob, Buffer
+
+_ALIGNMENT = 64
+_SPARE = 2  # as many captures as can wait at once: one being written, one queued
+
+
+class BufferPool:
+    """Lends out memory; thread-safe, because the writer's thread gives it back.
+
+    The first touch of a page costs several times a memcpy, so that memory given back is kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: list[npt.NDArray[np.uint8]] = []
+
+    def take(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Lend at least `nbytes`."""
+        with self._lock:
+            fitting = [memory for memory in self._free if nbytes <= memory.nbytes <= 2 * nbytes]
+            if fitting:
+                best = min(fitting, key=lambda memory: memory.nbytes)
+                self._free = [memory for memory in self._free if memory is not best]
+                return best
+        return np.empty(nbytes, np.uint8)
+
+    def give_back(self, memory: npt.NDArray[np.uint8]) -> None:
+        with self._lock:
+            self._free.append(memory)
+            del self._free[:-_SPARE]
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    name: str
+    source: npt.NDArray[Any]
+    kind: Literal["npy", "raw"]
+    dtype: str
+    shape: tuple[int, ...]
+    stype: str
+
+
+class BlobCollector:
+    """Gathers the arrays of one capture; whatever can change is copied in one go at the end."""
+
+    def __init__(self, pool: BufferPool) -> None:
+        self._pool = pool
+        self._entries: list[Blob | _Copy] = []
+
+    def add(
+        self,
+        name: str,
+        data: object,
+        *,
+        kind: Literal["npy", "raw"] = "raw",
+        dtype: str = "",
+        shape: tuple[int, ...] = (),
+        stype: str = "",
+    ) -> None:
+        """Take up bytes, a buffer, or an array.
+
+        Exactly ``bytes``, and a read-only view of ``bytes``, cannot change and are referenced; all else is copied.
+        """
+        if type(data) is bytes:
+            self._entries.append(Blob(name, data, kind, dtype, shape, stype))
+        elif isinstance(data, memoryview) and data.readonly and type(data.obj) is bytes and data.c_contiguous:
+            self._entries.append(Blob(name, data.cast("B") if data.nbytes else b"", kind, dtype, shape, stype))
+        else:
+            source = data if isinstance(data, np.ndarray) else _bytes_of(data)
+            self._entries.append(_Copy(name, source, kind, dtype, shape, stype))
+
+    def finish(self) -> tuple[tuple[Blob, ...], Callable[[], None]]:
+        """Copy what has to be copied; return the blobs, and what to call once nobody reads them any more."""
+        total = sum(_padded(entry.source.nbytes) for entry in self._entries if isinstance(entry, _Copy))
+        if not total:
+            return tuple(entry if isinstance(entry, Blob) else _blob(entry, b"") for entry in self._entries), _nothing
+        memory = self._pool.take(total)
+        blobs, offset = [], 0
+        for entry in self._entries:
+            if isinstance(entry, Blob):
+                blobs.append(entry)
+                continue
+            target = memory[offset : offset + entry.source.nbytes]
+            _copy(entry.source, target)
+            blobs.append(_blob(entry, target.data))
+            offset += _padded(entry.source.nbytes)
+        return tuple(blobs), _Once(lambda: self._pool.give_back(memory))
+
+
+class _Once:
+    """Memory given back twice would be lent out twice."""
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._pending = [action]
+
+    def __call__(self) -> None:
+        try:
+            action = self._pending.pop()
+        except IndexError:
+            return
+        action()
+
+
+def _nothing() -> None:
+    return
+
+
+def _blob(entry: _Copy, data: Buffer) -> Blob:
+    return Blob(entry.name, data, entry.kind, entry.dtype, entry.shape, entry.stype)
+
+
+def _padded(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def is_fortran(array: npt.NDArray[Any]) -> bool:
+    return array.flags.f_contiguous and not array.flags.c_contiguous
+
+
+def _copy(source: npt.NDArray[Any], target: npt.NDArray[np.uint8]) -> None:
+    if source.nbytes:
+        order: Literal["C", "F"] = "F" if is_fortran(source) else "C"
+        np.copyto(np.ndarray(source.shape, source.dtype, target.data, order=order), source, casting="no")
+
+
+def _bytes_of(data: Any) -> npt.NDArray[np.uint8]:
+    view = memoryview(data)
+    if not view.c_contiguous:
+        view = memoryview(view.tobytes())
+    return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
+
+
+def total_nbytes(blobs: Iterable[Blob]) -> int:
+    return sum(memoryview(blob.data).nbytes for blob in blobs)

@@ -1,0 +1,102 @@
+"""Attributes as they lie in an object, past whatever its class does to attribute access.
+
+A delegating ``__getattr__``, a property of the same name or a strict ``__setattr__`` is the user's business; state is
+read from, and written to, the instance ``__dict__`` and the slots themselves.
+"""
+
+from __future__ import annotations
+
+import collections
+import types
+from collections.abc import Iterator
+from typing import Any
+
+RESERVED = "_flwr_ckpt"  # where the checkpointing strategy keeps what is its own
+
+_MISSING = object()
+
+
+def _dictionary(obj: object) -> dict[str, Any] | None:
+    try:
+        found = object.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _slots(cls: type) -> Iterator[tuple[str, types.MemberDescriptorType]]:
+    for base in cls.__mro__:
+        declared = base.__dict__.get("__slots__", ())
+        if not declared:
+            continue
+        for name, member in base.__dict__.items():
+            if isinstance(member, types.MemberDescriptorType):
+                yield name, member
+
+
+def attributes(obj: object) -> dict[str, Any]:
+    """All attributes of the instance itself, those in slots too."""
+    found: dict[str, Any] = {}
+    for name, member in _slots(type(obj)):
+        value = _slot_value(member, obj)
+        if value is not _MISSING:
+            found.setdefault(name, value)
+    for name, value in (_dictionary(obj) or {}).items():
+        if type(name) is str and name != RESERVED:
+            found[name] = value
+    return found
+
+
+def _slot_value(member: types.MemberDescriptorType, obj: object) -> Any:
+    try:
+        return member.__get__(obj, type(obj))
+    except AttributeError:
+        return _MISSING
+
+
+def set_attribute(obj: object, name: str, value: object) -> None:
+    """Set the attribute where `attributes` reads it.
+
+    Raises
+    ------
+    AttributeError
+        If the object has no such slot and no ``__dict__``.
+    """
+    member = _member(obj, name)
+    if member is not None:
+        member.__set__(obj, value)
+        return
+    dictionary = _dictionary(obj)
+    if dictionary is None:
+        raise AttributeError(f"{type(obj).__name__} has neither a slot {name!r} nor a __dict__")
+    dictionary[name] = value
+
+
+def delete_attribute(obj: object, name: str) -> None:
+    member = _member(obj, name)
+    if member is not None:
+        member.__delete__(obj)
+        return
+    dictionary = _dictionary(obj)
+    if dictionary is not None:
+        dictionary.pop(name, None)
+
+
+def _member(obj: object, name: str) -> types.MemberDescriptorType | None:
+    return next((member for slot, member in _slots(type(obj)) if slot == name), None)
+
+
+def has_state_dict(obj: object) -> bool:
+    """Whether the object's class (not a delegating ``__getattr__``) offers both halves of the protocol."""
+    cls = type(obj)
+    return not isinstance(obj, type) and all(
+        callable(getattr(cls, name, None)) for name in ("state_dict", "load_state_dict")
+    )
+
+
+def container_base(obj: object) -> type | None:
+    """The built-in container that the object's class inherits from, whose own methods reach its content."""
+    return next((base for base in _CONTAINER_BASES if isinstance(obj, base)), None)
+
+
+_CONTAINER_BASES = (collections.OrderedDict, dict, list, set)

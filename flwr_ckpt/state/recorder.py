@@ -1,0 +1,225 @@
+"""Captures what must survive, and puts it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr_ckpt.store.draft import Blob, Buffer
+from flwr_ckpt.store.values import Json
+
+from .arrays import ArrayDecoder, ArrayEncoder, digest_of
+from .buffers import BlobCollector, BufferPool
+from .classes import OwnPackages
+from .compare import alike
+from .encode import Encoded, Encoder, Opaque
+from .inventory import inventory
+from .leaves import Node
+from .paths import Names
+from .restore import LiveObjects, Restorer
+from .show import short
+from .tree import MISSING, Tree, kind_of
+
+Roots = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state at one moment.
+
+    Attributes
+    ----------
+    tree : Json
+        Plain values, and nodes that name the blobs.
+    baseline : Json
+        The tree, without data, of the first hook of this process; the same object every time.
+    blobs : tuple of Blob
+        The arrays; valid until `release` is called.
+    release : callable
+        Gives the memory of the blobs back; may be called from any thread, and more than once.
+    problems : tuple of str
+        Attributes that became something that cannot be stored: path, what, and what to do.
+    inventory : tuple of str
+        Lines for the log: path, what, size; and what is not kept.
+    """
+
+    tree: Json
+    baseline: Json
+    blobs: tuple[Blob, ...]
+    release: Callable[[], None]
+    problems: tuple[str, ...]
+    inventory: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StoredState:
+    """A `Snapshot` as it was read from a store: `read` gives each blob's exact bytes by its name."""
+
+    tree: Json
+    baseline: Json
+    read: Mapping[str, Buffer]
+
+
+class StateRecorder:
+    """Finds the state of a strategy of either API, without a list of known classes.
+
+    The roots are given anew at each call, because some appear late: ``"strategy"``, an object; ``"extra"``, a mapping
+    of objects with ``state_dict``/``load_state_dict``; under any other name a Flower record or an object.
+
+    Parameters
+    ----------
+    exclude : sequence of str
+        Attribute paths that are not state, from the strategy on: ``"writer"``, ``"strategy.cache"``.
+    private : bool
+        Never put random generators back: under differential privacy no noise may be drawn twice.
+    """
+
+    def __init__(self, *, exclude: Sequence[str] = (), private: bool = False) -> None:
+        self._excluded = frozenset(f"strategy.{path}" for path in exclude)
+        self._private = private
+        self._own = OwnPackages()
+        self._pool = BufferPool()
+        self._digests = _Digests()
+        self._anchors: dict[int, str] = {}
+        self._anchored: dict[str, object] = {}  # held, so that no other object gets the same id()
+        self._baseline: Encoded | None = None
+        self._inventory: tuple[str, ...] | None = None
+
+    def take_baseline(self, roots: Roots) -> None:
+        """Note what stands at the first hook of this process, before anything is put back.
+
+        Raises
+        ------
+        CheckpointError
+            If a ``state_dict`` holds what cannot be stored, or a plain container contains itself.
+        """
+        if "strategy" in roots:
+            self._own.add(type(roots["strategy"]))
+        self._walk(roots, None)  # finds nested strategies, whose packages are the strategy's own too
+        self._digests.remember = True
+        self._baseline = self._walk(roots, None)
+        self._digests.remember = False
+        self._anchored = self._baseline.objects
+        self._anchors = {id(value): identity for identity, value in self._anchored.items()}
+
+    def capture(self, roots: Roots) -> Snapshot:
+        """Take the state as it is now: plain values copied into the tree, arrays into memory of their own.
+
+        Raises
+        ------
+        CheckpointError
+            As `take_baseline`.
+        """
+        baseline = self._taken_baseline()
+        collector = BlobCollector(self._pool)
+        found = self._walk(roots, collector)
+        blobs, release = collector.finish()
+        if self._inventory is None:
+            self._inventory = tuple(inventory(Tree(found.tree), blobs, found.opaque))
+        problems = tuple(self._problems(found, baseline))
+        return Snapshot(found.tree, baseline.tree, blobs, release, problems, self._inventory)
+
+    def restore(self, roots: Roots, stored: StoredState) -> list[str]:
+        """Put stored state back into the live objects.
+
+        Returns
+        -------
+        list of str
+            Warnings: what was not put back because the user gave another value, with both values.
+
+        Raises
+        ------
+        CheckpointError
+            If there is state for an object that is not there, or a ``load_state_dict`` fails.
+        """
+        now = Tree(self._taken_baseline().tree)
+        live = self._walk(roots, None)
+        restorer = Restorer(
+            Tree(stored.tree),
+            Tree(stored.baseline),
+            now,
+            live=LiveObjects(Tree(live.tree), live.objects),
+            own=self._own,
+            arrays=ArrayDecoder(stored.read),
+            excluded=self._excluded,
+            private=self._private,
+        )
+        restorer.run(_flat(roots))
+        return restorer.warnings
+
+    def differences(self, roots: Roots, stored: StoredState) -> list[str]:
+        """The numbers and booleans among the strategy's plain attributes that are given differently now.
+
+        Returns
+        -------
+        list of str
+            ``"strategy.eta: 0.01 there, 0.02 here"``.
+        """
+        then, now = Tree(stored.baseline), Tree(self._taken_baseline().tree)
+        return [
+            f"{identity}.{name}: {short(then, before)} there, {short(now, given)} here"
+            for identity, node in now.by_id.items()
+            if node["$"] == "object" and identity.partition(".")[0] == "strategy"
+            for name, given in node["v"].items()
+            if (before := _attribute(then, identity, name)) is not MISSING
+            and _is_number(given)
+            and _is_number(before)
+            and not alike(given, now, before, then)
+        ]
+
+    def _taken_baseline(self) -> Encoded:
+        if self._baseline is None:
+            raise RuntimeError("take_baseline() has to be called at the first hook, before anything else")
+        return self._baseline
+
+    def _walk(self, roots: Roots, collector: BlobCollector | None) -> Encoded:
+        def arrays(names: Names) -> ArrayEncoder:
+            return ArrayEncoder(collector, names, self._digests)
+
+        return Encoder(self._own, self._anchors, self._excluded, arrays).encode(_flat(roots))
+
+    def _problems(self, found: Encoded, baseline: Encoded) -> Iterator[str]:
+        known = baseline.opaque
+        for path, thing in found.opaque.items():
+            before = known.get(path)
+            if before is None or (before.kind, before.name) != (thing.kind, thing.name):
+                yield _problem(path, thing, before)
+
+
+class _Digests:
+    """Knows the large ``bytes`` of the baseline, by identity; holding them keeps their ``id()`` theirs."""
+
+    def __init__(self) -> None:
+        self.remember = False
+        self._known: dict[int, tuple[bytes, str]] = {}
+
+    def of(self, data: bytes) -> str | None:
+        if self.remember and id(data) not in self._known:
+            self._known[id(data)] = (data, digest_of(data))
+        known = self._known.get(id(data))
+        return None if known is None else known[1]
+
+
+def _flat(roots: Roots) -> dict[str, Any]:
+    """Each extra object is a root of its own."""
+    flat = {name: value for name, value in roots.items() if name != "extra"}
+    return flat | {f"extra.{name}": value for name, value in (roots.get("extra") or {}).items()}
+
+
+def _attribute(tree: Tree, identity: str, name: str) -> Node:
+    node = tree.by_id.get(identity)
+    return node["v"].get(name, MISSING) if node is not None and node["$"] == "object" else MISSING
+
+
+def _is_number(node: Node) -> bool:
+    return type(node) in (bool, int, float) or kind_of(node) in ("float", "int", "numpy")
+
+
+def _problem(path: str, thing: Opaque, before: Opaque | None) -> str:
+    root, _, attribute = path.partition(".")
+    ways = "give it state_dict() and load_state_dict(), or pass an object that has them as extra_state="
+    if root == "strategy":
+        ways = f"exclude=({attribute!r},) if it is no state; else {ways}"
+    was = f", where a {before} was" if before is not None else ""
+    return f"{path}: became a {thing}, which cannot be stored{was}. Ways on: {ways}"
