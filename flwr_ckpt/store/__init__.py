@@ -9,6 +9,7 @@ from .array_types import array_type
 from .background import BackgroundWriter
 from .checkpoint import Checkpoint
 from .checkpoint_store import CheckpointStore, RoundRecord, Verified
+from .commit import RunWriter
 from .draft import Blob, Buffer, Draft, Outcome, Phase
 from .errors import (
     CheckpointCorruptError,
@@ -53,6 +54,7 @@ __all__ = [
     "Phase",
     "RoundRecord",
     "RunReader",
+    "RunWriter",
     "Verified",
     "array_type",
     "dumps",
