@@ -1,0 +1,96 @@
+"""What one commit is to hold, as the caller hands it over: references, not copies.
+
+Nothing here touches a disk. A `Draft` is made by ``strategies/`` (from what ``state/`` captured), queued by
+`flwr_ckpt.store.background` and written by `flwr_ckpt.store.commit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .values import Json
+
+Phase = Literal["initial", "attempt", "train", "evaluate", "central", "end"]
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """One array as it lies in memory.
+
+    Attributes
+    ----------
+    name : str
+        Unique within its group (the global arrays, or the strategy's).
+    data : bytes or memoryview
+        Must not change until the commit is written. With ``kind="npy"`` a whole ``.npy`` file (its header is
+        parsed by the writer, not here), or, if it does not parse as one, opaque bytes, kept as they are.
+        With ``kind="raw"`` the C-order little-endian elements of an array of `dtype` and `shape`.
+    kind : {"npy", "raw"}
+    dtype, shape, stype
+        For ``"npy"`` the fields that Flower's ``Array`` states beside its data (kept verbatim, never believed;
+        empty for legacy ``Parameters``). For ``"raw"``: the type as NumPy or torch names it (``"float32"``,
+        ``"bfloat16"``) and the shape; an empty `dtype` means opaque bytes.
+    """
+
+    name: str
+    data: Buffer
+    kind: Literal["npy", "raw"] = "npy"
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    stype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a phase of a round answered: the line of the run's history that replay reads.
+
+    Attributes
+    ----------
+    metrics : Mapping[str, object] or None
+        Plain values (numbers, strings, bytes, lists of numbers), in order; ``None`` if the hook answered none.
+    loss : float or None
+        Legacy API only: the loss that stands beside the metrics.
+    answered : bool
+        Whether the hook gave a result at all: for ``train`` whether it returned arrays; for the others whether
+        the phase took place.
+    detail : Mapping[str, object]
+        Plain values that the caller wants back with the outcome; the store does not look at them.
+    """
+
+    round: int
+    phase: Phase
+    answered: bool
+    metrics: Mapping[str, object] | None = None
+    loss: float | None = None
+    detail: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One commit to be.
+
+    Attributes
+    ----------
+    arrays : tuple of Blob, or None
+        The global arrays; ``None`` means as in the commit before.
+    state : tuple of Blob, or None
+        The arrays of the strategy's own state; ``None`` means as in the commit before.
+    documents : Mapping[str, Json]
+        JSON documents by name (the state tree, the baseline, who wrote it). One that is left out is as in the
+        commit before. Large ones are stored, and found unchanged, like arrays.
+    outcomes : tuple of Outcome
+        The outcomes since the last draft handed over, oldest first.
+    release : callable
+        Called once the draft's buffers are no longer read, whether it was written or not.
+    """
+
+    round: int
+    phase: Phase
+    arrays: tuple[Blob, ...] | None = None
+    state: tuple[Blob, ...] | None = None
+    documents: Mapping[str, Json] = field(default_factory=dict)
+    outcomes: tuple[Outcome, ...] = ()
+    release: Callable[[], None] = lambda: None

@@ -1,0 +1,97 @@
+"""JSON that loses nothing: plain values to JSON and back, equal by ``repr``.
+
+``json`` writes bare ``NaN`` (not JSON), knows no bytes and no NumPy. What it cannot say is written as an
+object whose key ``"$"`` names the kind; a mapping with a key that starts with ``"$"`` is tagged as well, so
+that the two cannot be confused.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Json = Any  # what `json.loads` returns: None, bool, int, float, str, list, dict
+
+
+def to_json(value: object) -> Json:
+    """Encode a plain value.
+
+    Parameters
+    ----------
+    value : object
+        None, bool, int, float, str, bytes, a NumPy scalar or array of numbers, or lists, tuples and
+        str-keyed mappings of them.
+
+    Raises
+    ------
+    TypeError
+        If the value holds anything else. Rich containers are the business of ``flwr_ckpt.state``.
+    """
+    if isinstance(value, (np.generic, np.ndarray)):
+        return _numpy_to_json(value)
+    if value is None or isinstance(value, (bool, str)) or type(value) is int:
+        return value
+    if type(value) is float:
+        return value if math.isfinite(value) else {"$": "float", "v": repr(value)}
+    if isinstance(value, (bytes, bytearray)):
+        return {"$": "bytes", "v": base64.b64encode(value).decode("ascii")}
+    if type(value) is list:
+        return [to_json(item) for item in value]
+    if type(value) is tuple:
+        return {"$": "tuple", "v": [to_json(item) for item in value]}
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        if any(key.startswith("$") for key in value):
+            return {"$": "dict", "v": [[key, to_json(item)] for key, item in value.items()]}
+        return {key: to_json(item) for key, item in value.items()}
+    raise TypeError(f"{type(value).__name__} is not a plain value: {value!r:.80}")
+
+
+def from_json(value: Json) -> Any:
+    """Decode what `to_json` wrote.
+
+    Raises
+    ------
+    ValueError
+        If an unknown tag is found.
+    """
+    if isinstance(value, list):
+        return [from_json(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    tag = value.get("$")
+    if tag is None:
+        return {key: from_json(item) for key, item in value.items()}
+    if tag == "float":
+        return float(value["v"])
+    if tag == "bytes":
+        return base64.b64decode(value["v"])
+    if tag == "tuple":
+        return tuple(from_json(item) for item in value["v"])
+    if tag == "dict":
+        return {key: from_json(item) for key, item in value["v"]}
+    if tag == "numpy":
+        array = np.frombuffer(base64.b64decode(value["v"]), np.dtype(value["dtype"]))
+        return array[0] if value["shape"] is None else array.reshape(value["shape"]).copy()
+    raise ValueError(f"unknown tag {tag!r} in a stored value")
+
+
+def _numpy_to_json(value: np.generic | np.ndarray) -> Json:
+    if value.dtype.kind not in "biufcSU" or value.dtype.itemsize == 0:
+        raise TypeError(f"a NumPy value of dtype {value.dtype} is not a plain value")
+    shape = None if isinstance(value, np.generic) else list(value.shape)
+    return {
+        "$": "numpy",
+        "dtype": value.dtype.str,
+        "shape": shape,
+        "v": base64.b64encode(value.tobytes()).decode("ascii"),
+    }
+
+
+def dumps(document: Json) -> bytes:
+    """Serialise a document compactly; a bare NaN is refused instead of written."""
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

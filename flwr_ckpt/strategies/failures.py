@@ -1,0 +1,57 @@
+"""What becomes of a commit that failed: a line in the log, or an error at the next hook."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..store import CheckpointError, Draft
+from . import logs
+
+
+class Failures:
+    """Meets failed commits in the writer's thread and keeps the first one that is to be raised.
+
+    Apart from the session, so that the writer's threads do not keep a session alive that everybody else has dropped.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder, for messages.
+    raises : bool
+        Whether a failure is raised at the next hook, or only logged.
+    """
+
+    def __init__(self, path: Path, *, raises: bool) -> None:
+        self._path = path
+        self._raises = raises
+        self._first: BaseException | None = None
+
+    def met(self, draft: Draft, failure: BaseException) -> None:
+        """Take note of a failed commit."""
+        if self._raises:
+            self._first = self._first or failure
+            return
+        logs.error(
+            "Round %d (%s) could not be saved in %s: %s: %s. Training goes on; the next round is saved again",
+            draft.round,
+            draft.phase,
+            self._path,
+            type(failure).__name__,
+            failure,
+        )
+
+    def raise_once(self) -> None:
+        """Raise the first failure, if there is one that has not been raised.
+
+        Raises
+        ------
+        CheckpointError
+            With the failure as its cause.
+        """
+        failure, self._first = self._first, None
+        if failure is not None:
+            raise self.describe(failure) from failure
+
+    def describe(self, failure: BaseException) -> CheckpointError:
+        """Say in one error what failed and where."""
+        return CheckpointError(f"{self._path}: a commit failed: {type(failure).__name__}: {failure}")

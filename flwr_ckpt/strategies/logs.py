@@ -1,0 +1,59 @@
+"""Our lines in Flower's log, and silence while finished rounds are replayed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+LOGGER = logging.getLogger("flwr")
+_OURS = {"flwr_ckpt": True}
+
+
+def info(message: str, *args: object) -> None:
+    """Log a line that replay does not hold back."""
+    LOGGER.info(message, *args, extra=_OURS)
+
+
+def warning(message: str, *args: object) -> None:
+    """Log a warning."""
+    LOGGER.warning(message, *args, extra=_OURS)
+
+
+def error(message: str, *args: object) -> None:
+    """Log an error."""
+    LOGGER.error(message, *args, extra=_OURS)
+
+
+def readable_size(count: float) -> str:
+    """Format a number of bytes (``1.5 MiB``)."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+class Quiet(logging.Filter):
+    """Holds back what this thread logs below a warning: Flower's lines on rounds that are only replayed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread: int | None = None
+
+    def begin(self) -> None:
+        """Hold back lines from now on."""
+        if self._thread is None:
+            self._thread = threading.get_ident()
+            LOGGER.addFilter(self)
+
+    def end(self) -> None:
+        """Let lines through again."""
+        if self._thread is not None:
+            self._thread = None
+            LOGGER.removeFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell logging whether the line may pass."""
+        return (
+            record.levelno >= logging.WARNING or record.thread != self._thread or getattr(record, "flwr_ckpt", False)
+        )

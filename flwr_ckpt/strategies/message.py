@@ -1,0 +1,321 @@
+"""The hooks of the message API (``flwr.serverapp.strategy.Strategy``).
+
+Resume is replay: Flower's own loop, or the strategy's own ``start()``, runs from round 1. A hook whose phase is on
+record is answered from there, and the strategy's own is not called; from the first that is not, everything is live.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from ..store import Blob, CheckpointError, Commit, Entry, Outcome, Phase
+from .grid import CheckpointingGrid
+from .identity import Identity, record_types, versions
+from .lazy import lazy_record
+from .record import metric_record, metrics_of
+from .seeding import sort_replies
+from .session import Session
+
+EvaluateFn = Callable[[int, ArrayRecord], "MetricRecord | None"]
+_START = inspect.signature(Strategy.start)
+
+
+class MessageRun:
+    """One run of a wrapped message-API strategy: the state its hooks share.
+
+    Parameters
+    ----------
+    session : Session
+        What this run has in common with those of the legacy API.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._initial: ArrayRecord | None = None
+        self._restored_initial: ArrayRecord | None = None
+        self._first_hook_done = False
+        self._sent: dict[Phase, bool] = {}
+        self._last_configured = 0
+        self._aggregated: set[tuple[int, Phase]] = set()
+
+    # --- start ---------------------------------------------------------------------------------------------------
+
+    def start(self, original: Callable[..., Result], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Result:
+        """Run ``start()``, Flower's or the strategy's own, on the record."""
+        session = self.session
+        given = _bind(args, kwargs)
+        initial: ArrayRecord = given["initial_arrays"]
+        session.num_rounds = given["num_rounds"]
+        session.configs.update(
+            {key: given[key] for key in ("train_config", "evaluate_config") if given.get(key) is not None}
+        )
+        try:
+            session.open(_identity(session, given))
+            self._initial = initial
+            if session.loaded is not None and session.own_start:
+                initial = given["initial_arrays"] = self._initial = self._first_arrays(initial)
+            given["grid"] = CheckpointingGrid(given["grid"], session.arrange, session.offered)
+            if given.get("evaluate_fn") is not None:
+                given["evaluate_fn"] = self._wrap_evaluate_fn(given["evaluate_fn"])
+            result = original(**given)
+            session.finish()
+            return result
+        finally:
+            session.close()
+
+    def _first_arrays(self, given: ArrayRecord) -> ArrayRecord:
+        """Round 0's own arrays for a ``start()`` that may merge them later; the user's where they are gone."""
+        commit = self.session.reader.of_round(0)
+        return given if commit is None else self._record_of(commit, 0)
+
+    def _enter_first_hook(self) -> None:
+        if self._initial is None:
+            raise CheckpointError(
+                f"{self.session.name}: its hooks are called, but its start() was not. A strategy that wraps another has to "
+                "be inside: write CheckpointingStrategy(Wrapper(Strategy(...)), run), not "
+                "Wrapper(CheckpointingStrategy(...))"
+            )
+        if not self._first_hook_done:
+            self._first_hook_done = True
+            self.session.take_baseline()
+            self.session.check_plain_attributes()
+
+    def close(self) -> None:
+        """Flush, and end the writer."""
+        self.session.close()
+
+    # --- hooks ---------------------------------------------------------------------------------------------------
+
+    def configure(
+        self,
+        original: Callable[..., Iterable[Message]],
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+        *,
+        phase: Phase,
+    ) -> list[Message]:
+        """``configure_train`` and ``configure_evaluate``."""
+        session = self.session
+        session.configs["train_config" if phase == "train" else "evaluate_config"] = config
+        self._enter_first_hook()
+        if phase == "train":
+            self._check_grows(server_round)
+        if session.record.is_past(server_round, phase):
+            return []
+        session.enter(server_round, phase, f"configure-{phase}")
+        session.commit_initial(record_blobs(self._initial_arrays()))
+        if phase == "train":
+            session.wait_for_slow_disk(server_round)
+        with session.inside():
+            messages = list(original(server_round, self._swapped(arrays), config, grid))
+        session.check_nodes()
+        self._sent[phase] = bool(messages)
+        if phase == "train" and messages:
+            session.attempt(server_round)
+        return messages
+
+    def aggregate_train(
+        self, original: Callable[..., Any], server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, Any]:
+        """``aggregate_train``: the commit that writes the global arrays."""
+        session = self.session
+        self._enter_first_hook()
+        if session.record.is_past(server_round, "train"):
+            return self._replay_train(server_round)
+        session.enter(server_round, "train", "aggregate-train")
+        self._check_once(server_round, "train")
+        with session.inside():
+            arrays, metrics = original(server_round, self._in_order(replies))
+        plain, detail = metrics_of(metrics, "aggregate_train")
+        outcome = Outcome(server_round, "train", arrays is not None, plain, detail=detail)
+        session.finished(outcome, None if arrays is None else record_blobs(arrays))
+        return arrays, metrics
+
+    def aggregate_evaluate(
+        self, original: Callable[..., Any], server_round: int, replies: Iterable[Message]
+    ) -> Any:
+        """``aggregate_evaluate``: a commit of its own, if anybody was asked."""
+        session = self.session
+        self._enter_first_hook()
+        if session.record.is_past(server_round, "evaluate"):
+            metrics = metric_record(session.record.outcome(server_round, "evaluate"))
+            session.replayed(server_round, "evaluate")
+            return metrics
+        session.enter(server_round, "evaluate", "aggregate-evaluate")
+        self._check_once(server_round, "evaluate")
+        with session.inside():
+            metrics = original(server_round, self._in_order(replies))
+        plain, detail = metrics_of(metrics, "aggregate_evaluate")
+        took_place = self._sent.pop("evaluate", False) or plain is not None
+        outcome = Outcome(server_round, "evaluate", took_place, plain, detail=detail)
+        (session.finished if took_place else session.absent)(outcome)
+        return metrics
+
+    def _wrap_evaluate_fn(self, evaluate_fn: EvaluateFn) -> EvaluateFn:
+        """Central evaluation: a hook that Flower does not ask of the strategy."""
+
+        def evaluate(server_round: int, arrays: ArrayRecord) -> Any:
+            session = self.session
+            if session.nested:
+                return evaluate_fn(server_round, arrays)
+            self._enter_first_hook()
+            if session.record.is_past(server_round, "central"):
+                metrics = metric_record(session.record.outcome(server_round, "central"))
+                session.replayed(server_round, "central")
+                return metrics
+            session.enter(server_round, "central", "central")
+            session.commit_initial(record_blobs(self._initial_arrays()))
+            metrics = evaluate_fn(server_round, self._swapped(arrays))
+            plain, detail = metrics_of(metrics, "evaluate_fn")
+            outcome = Outcome(server_round, "central", plain is not None, plain, detail=detail)
+            (session.finished if plain is not None else session.absent)(outcome)
+            return metrics
+
+        return evaluate
+
+    # --- answers -------------------------------------------------------------------------------------------------
+
+    def _replay_train(self, server_round: int) -> tuple[ArrayRecord | None, Any]:
+        session = self.session
+        outcome = session.record.outcome(server_round, "train")
+        arrays = self._arrays_of(server_round) if outcome is not None and outcome.answered else None
+        session.replayed(server_round, "train")
+        return arrays, metric_record(outcome)
+
+    def _arrays_of(self, server_round: int) -> ArrayRecord | None:
+        """The arrays a replayed round answers with.
+
+        The newest are there already. Earlier ones only a ``start()`` of the strategy's own can look at: Flower's hands
+        them from hook to hook.
+        """
+        session = self.session
+        if server_round == session.record.last_arrays():
+            return self._newest()
+        if not session.own_start:
+            return None
+        return self._record_of(session.reader.of_round(server_round), server_round)
+
+    def _newest(self) -> ArrayRecord:
+        assert self.session.loaded is not None
+        loaded = self.session.loaded
+        record = ArrayRecord()
+        for entry in loaded.commit.arrays:
+            record[entry.name] = _array(entry, loaded.arrays[entry.name])
+        return record
+
+    def _record_of(self, commit: Commit | None, server_round: int) -> ArrayRecord:
+        session = self.session
+        assert session.loaded is not None
+
+        def fetch(entry: Entry) -> bytes:
+            if commit is None:
+                raise CheckpointError(
+                    f"{session.location.path}: the arrays of round {server_round} were removed by {session.keep}, and "
+                    "the strategy's start() looks at them again as the run resumes; give keep=KeepAll() to runs of such "
+                    "a strategy"
+                )
+            return session.reader.read(commit, entry)
+
+        return lazy_record((commit or session.loaded.commit).arrays, fetch)
+
+    def _initial_arrays(self) -> ArrayRecord:
+        assert self._initial is not None
+        return self._initial
+
+    def _swapped(self, arrays: ArrayRecord) -> ArrayRecord:
+        """Put the run's arrays in the place of this process's random initial ones.
+
+        Flower's loop holds on to what ``start()`` was given until a round answers with arrays; on a resumed run that is
+        round 0's, or nothing if every round failed.
+        """
+        if self.session.loaded is None or arrays is not self._initial:
+            return arrays
+        if self._restored_initial is None:
+            self._restored_initial = self._newest()
+        return self._restored_initial
+
+    def _in_order(self, replies: Iterable[Message]) -> list[Message]:
+        listed = list(replies)
+        if self.session.settings.seed is None:
+            return listed
+        return sort_replies(listed, getattr(self.session.strategy(), "weighted_by_key", "num-examples"))
+
+    def _check_grows(self, server_round: int) -> None:
+        if server_round <= self._last_configured:
+            raise CheckpointError(
+                f"{self.session.name}: configure_train was called for round {server_round} after round "
+                f"{self._last_configured}; round numbers have to grow, one call a round"
+            )
+        self._last_configured = server_round
+
+    def _check_once(self, server_round: int, phase: Phase) -> None:
+        if (server_round, phase) in self._aggregated:
+            raise CheckpointError(
+                f"{self.session.name}: aggregate_{phase} was called twice for round {server_round}; a resumed run could "
+                "not tell the two answers apart"
+            )
+        self._aggregated = {(server_round, phase), *(done for done in self._aggregated if done[0] == server_round)}
+
+
+def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Bind the arguments of ``start()`` by Flower's names, whatever signature the strategy's own has."""
+    known = {key: value for key, value in kwargs.items() if key in _START.parameters}
+    bound = _START.bind(None, *args, **known)
+    given = dict(bound.arguments)
+    given.pop("self")
+    given.setdefault("num_rounds", _START.parameters["num_rounds"].default)
+    return {**given, **{key: value for key, value in kwargs.items() if key not in known}}
+
+
+def _identity(session: Session, given: Mapping[str, Any]) -> Identity:
+    run = _run_of(given["grid"])
+    configuration = {
+        name: {key: value for key, value in given[name].items() if isinstance(value, (bool, int, float))}
+        for name in ("train_config", "evaluate_config")
+        if given.get(name) is not None
+    }
+    configuration["override_config"] = dict(getattr(run, "override_config", None) or {})
+    if session.run_config is not None:
+        configuration["run_config"] = dict(session.run_config)
+    return Identity(
+        api="message",
+        classes=session.classes,
+        arrays=record_types(given["initial_arrays"]),
+        app=getattr(run, "fab_id", None) or None,
+        configuration=configuration,
+        num_rounds=given["num_rounds"],
+        info={**versions(), "app-hash": getattr(run, "fab_hash", None) or None},
+    )
+
+
+def _run_of(grid: Any) -> Any:
+    """Flower's description of the run; a grid that serves no run (a test's) raises or has none."""
+    try:
+        return grid.run
+    except (AttributeError, NotImplementedError, RuntimeError):
+        return None
+
+
+def record_blobs(record: ArrayRecord) -> list[Blob]:
+    """Refer to the arrays of a record as they lie in memory.
+
+    Exactly ``bytes`` cannot change and are referred to; anything else (memoryviews, after a push in deployment) is
+    copied here, on the caller's thread.
+    """
+    return [
+        Blob(name, data if type(data := array.data) is bytes else bytes(data), "npy", array.dtype, tuple(array.shape), array.stype)
+        for name, array in record.items()
+    ]
+
+
+def _array(entry: Entry, data: bytes) -> Array:
+    return Array(dtype=entry.dtype, shape=tuple(entry.shape), stype=entry.stype, data=data)

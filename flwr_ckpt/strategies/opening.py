@@ -1,0 +1,96 @@
+"""May this server open this run? Asked by a plain read, and again when no older server can change it any more."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from ..store import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, Commit, RunReader
+from . import logs
+from .identity import Identity, check_configuration, check_model
+from .settings import Resume
+
+
+def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: Resume) -> None:
+    """Compare what lies there with what was asked for and with who asks.
+
+    Parameters
+    ----------
+    reader : RunReader
+        Of the run.
+    newest : Commit or None
+        What is newest in it.
+    identity : Identity
+        Of the run that wants to open it.
+    resume : {"auto", "must", "never"}
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        If ``"must"`` finds nothing.
+    CheckpointMismatchError
+        If ``"never"`` finds something, or what lies there is another run's.
+    """
+    where = str(reader.location.path)
+    if newest is None:
+        if resume == "must":
+            raise CheckpointNotFoundError(
+                f'{where}: there is no checkpoint, and resume="must" asks for one; check the run name and FLWR_CKPT_HOME, '
+                'or use resume="auto" to start afresh'
+            )
+        return
+    if resume == "never":
+        raise CheckpointMismatchError(
+            f'{where}: there are checkpoints up to round {newest.round}, and resume="never" asks for none; use another run '
+            'name, or resume="auto" to go on'
+        )
+    stored = Identity.from_json(reader.documents(newest)["identity"])
+    check_model(stored, identity, where)
+    if resume == "auto":
+        check_configuration(stored, identity, where)
+    if identity.num_rounds is not None and newest.round > identity.num_rounds:
+        raise CheckpointMismatchError(
+            f"{where}: {newest.round} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round numbers "
+            "are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` first"
+        )
+    _tell_of_changes(stored, identity)
+
+
+def _tell_of_changes(stored: Identity, identity: Identity) -> None:
+    theirs, ours = stored.info.get("app-hash"), identity.info.get("app-hash")
+    if theirs != ours and None not in (theirs, ours):
+        logs.info("The app's code has changed since the last checkpoint (%.8s then, %.8s now)", theirs, ours)
+
+
+def check_space(path: Path, name: str, size: int, num_rounds: int) -> None:
+    """A strategy with its own ``start()`` keeps all rounds; better no start than a full disk overnight.
+
+    Parameters
+    ----------
+    path : Path
+        The run's folder.
+    name : str
+        The strategy's class, for the message.
+    size : int
+        Bytes of the arrays of one round.
+    num_rounds : int
+
+    Raises
+    ------
+    CheckpointError
+        If the rounds will not fit.
+    """
+    needed = size * (num_rounds + 1)
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    logs.info(
+        "%s has its own start(), which runs again on the record when the run resumes: all %d rounds are kept, about %s",
+        name,
+        num_rounds,
+        logs.readable_size(needed),
+    )
+    if needed > free:
+        raise CheckpointError(
+            f"{path}: keeping {num_rounds} rounds takes about {logs.readable_size(needed)}, and {logs.readable_size(free)} "
+            "are free; make room, or give keep= (start() cannot look at rounds it removes when the run resumes)"
+        )

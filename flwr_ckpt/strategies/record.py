@@ -1,0 +1,102 @@
+"""What a run has already done: the phases on record, and how far they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.app import MetricRecord
+
+from ..store import CheckpointError, Outcome, Phase, to_json
+
+Position = tuple[int, int]  # round, and the index of a phase in the order of the API
+
+MESSAGE_ORDER: tuple[Phase, ...] = ("initial", "train", "evaluate", "central")
+LEGACY_ORDER: tuple[Phase, ...] = ("initial", "train", "central", "evaluate")
+
+
+@dataclass(frozen=True)
+class Record:
+    """The finished phases of a run, as its newest commit tells them.
+
+    Attributes
+    ----------
+    order : tuple of Phase
+        In which order the API makes the phases of a round.
+    outcomes : Mapping[tuple[int, Phase], Outcome]
+        What each phase answered.
+    position : Position
+        The last of them: where the state of the commit was taken. Everything up to it is answered from here.
+    """
+
+    order: tuple[Phase, ...]
+    outcomes: Mapping[tuple[int, Phase], Outcome]
+    position: Position
+
+    @classmethod
+    def of(cls, order: tuple[Phase, ...], outcomes: Sequence[Outcome]) -> Record:
+        """Index the outcomes of a run."""
+        by_phase = {(outcome.round, outcome.phase): outcome for outcome in outcomes}
+        position = max(((server_round, order.index(phase)) for server_round, phase in by_phase), default=(0, 0))
+        return cls(order, by_phase, position)
+
+    @property
+    def last_round(self) -> int:
+        """The last round of which anything is on record."""
+        return self.position[0]
+
+    def is_past(self, server_round: int, phase: Phase) -> bool:
+        """Whether this phase is answered from the record: an absent one in the past stays absent."""
+        return (server_round, self.order.index(phase)) <= self.position
+
+    def is_position(self, server_round: int, phase: Phase) -> bool:
+        """Whether the state of the commit was taken as this phase ended."""
+        return (server_round, self.order.index(phase)) == self.position
+
+    def outcome(self, server_round: int, phase: Phase) -> Outcome | None:
+        """What the phase answered, or None if it did not take place."""
+        return self.outcomes.get((server_round, phase))
+
+    def last_arrays(self) -> int:
+        """The last round whose training returned arrays; 0 if none did."""
+        trained = (r for (r, phase), outcome in self.outcomes.items() if phase == "train" and outcome.answered)
+        return max(trained, default=0)
+
+
+def metrics_of(value: Any, where: str) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:
+    """Split what a message-API hook answered into plain metrics and a word on what kind of mapping they came in."""
+    if value is None:
+        return None, {}
+    if not isinstance(value, (MetricRecord, Mapping)):
+        raise CheckpointError(
+            f"{where} returned a {type(value).__name__} as metrics; expected a MetricRecord or None, as Flower does"
+        )
+    return storable(value, where), {} if isinstance(value, MetricRecord) else {"mapping": "dict"}
+
+
+def storable(metrics: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Copy metrics, having made sure that each can be stored.
+
+    Raises
+    ------
+    CheckpointError
+        Naming the first that cannot.
+    """
+    for key, value in metrics.items():
+        try:
+            to_json(value)
+        except TypeError as error:
+            raise CheckpointError(
+                f"{where} returned a metric that cannot be stored: {key!r} ({error}); return numbers, strings, bytes or lists "
+                "of numbers"
+            ) from None
+    return dict(metrics)
+
+
+def metric_record(outcome: Outcome | None) -> Any:
+    """Make again what a message-API hook answered as metrics."""
+    if outcome is None or outcome.metrics is None:
+        return None
+    metrics = dict(outcome.metrics)
+    return metrics if outcome.detail.get("mapping") == "dict" else MetricRecord(metrics)  # type: ignore[arg-type]
