@@ -1,0 +1,270 @@
+"""The one seam between the store and a disk: every file operation of the store goes through `Files`.
+
+The operations are those that a local disk and an object store have in common; a store of another kind, or one that
+fails on purpose, is another `Files`. Keys are relative to the run's folder, with ``/`` between parts.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from .draft import Buffer
+from .names import temporary_key
+
+_MAX_BUFFERS = 1024  # IOV_MAX on Linux
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EIO)
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether an error says that a file is not there as it was written; no permission, say, is no damage."""
+    return error.errno in _DAMAGE
+
+
+class Files(Protocol):
+    """What the store asks of the place where a run lies.
+
+    Every method may raise `OSError`; a missing file is a `FileNotFoundError`, a name that is taken a
+    `FileExistsError`.
+    """
+
+    def describe(self, key: str = "") -> str:
+        """Say where a key lies, for messages."""
+
+    def make_root(self) -> None:
+        """Make the run's folder, durably; no error if it is there."""
+
+    def keys(self, folder: str = "") -> list[str]:
+        """List the files of a folder; for ``""`` all of the run.
+
+        A folder that holds nothing is listed with a ``/`` behind it. What is not there has no keys.
+        """
+
+    def size(self, key: str) -> int | None:
+        """Give the size of a file in bytes, or ``None`` if there is none."""
+
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
+        """Read `size` bytes from `offset`, or all from there; fewer where the file ends."""
+
+    def view(self, key: str) -> memoryview:
+        """Give a whole file as read-only memory, read when it is looked at."""
+
+    def make_folder(self, folder: str) -> None:
+        """Make one folder in a run's folder that exists, durably; no error if it is there."""
+
+    def create(self, key: str, buffers: Sequence[Buffer]) -> None:
+        """Write a new file from many buffers, and its contents to the disk. What fails leaves no file.
+
+        The *name* is durable only after `sync_folder`.
+        """
+
+    def publish(self, key: str, data: bytes) -> None:
+        """Create a file that is never seen half written, where hard links exist; durable with its name."""
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name that outlives the first; its contents are durable, the name after `sync_folder`."""
+
+    def sync(self, key: str) -> None:
+        """Make the contents of a file durable, whoever wrote it."""
+
+    def sync_folder(self, folder: str = "") -> None:
+        """Make the names in a folder durable."""
+
+    def remove(self, key: str) -> None:
+        """Delete a file; no error if it is gone."""
+
+    def remove_folder(self, folder: str) -> None:
+        """Delete a folder if it is empty."""
+
+
+class LocalFiles:
+    """A run's folder on a local disk.
+
+    Parameters
+    ----------
+    root : Path
+        The run's folder; it need not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def describe(self, key: str = "") -> str:
+        """Give the full path."""
+        return str(self.root / key)
+
+    def make_root(self) -> None:
+        """Make the run's folder and those above it, each synced into the one that holds it."""
+        missing = [self.root]
+        while not missing[-1].exists():
+            missing.append(missing[-1].parent)
+        for folder in reversed(missing[:-1]):
+            folder.mkdir(exist_ok=True)
+            _sync(folder.parent)
+
+    def keys(self, folder: str = "") -> list[str]:
+        """List the files of a folder; for the run's, those in its folders too. Links are not followed."""
+        found: list[str] = []
+        try:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    key = f"{folder}/{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        found.extend([] if folder else self.keys(key) or [f"{key}/"])
+                    elif entry.is_file(follow_symlinks=False):
+                        found.append(key)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        return found
+
+    def size(self, key: str) -> int | None:
+        """Give the size of a regular file; a link is none."""
+        try:
+            status = os.stat(self.root / key, follow_symlinks=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+    def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
+        """Read through the page cache, not through a map: a bad sector is an error then, and not a signal."""
+        descriptor = os.open(self.root / key, _READ)
+        try:
+            wanted = os.fstat(descriptor).st_size - offset if size is None else size
+            return _read(descriptor, offset, max(wanted, 0))
+        finally:
+            os.close(descriptor)
+
+    def view(self, key: str) -> memoryview:
+        """Map a file into memory."""
+        descriptor = os.open(self.root / key, _READ)
+        try:
+            if not os.fstat(descriptor).st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
+        finally:
+            os.close(descriptor)
+
+    def make_folder(self, folder: str) -> None:
+        """Make a folder, and sync the run's folder even if it is there: who made it may not have come to that."""
+        (self.root / folder).mkdir(exist_ok=True)
+        _sync(self.root)
+
+    def create(self, key: str, buffers: Sequence[Buffer]) -> None:
+        """Write with ``writev`` from where the buffers lie, then ``fsync``."""
+        descriptor = self._open_new(key)
+        try:
+            try:
+                _write_all(descriptor, buffers)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except BaseException:
+            # Ours alone and never named by a manifest; on a full disk it would take the room of the next try.
+            self.remove(key)
+            raise
+
+    def publish(self, key: str, data: bytes) -> None:
+        """Write beside the target, sync, link into place, sync the folder."""
+        temporary = temporary_key(key, secrets.token_hex(8))
+        try:
+            self.create(temporary, [data])
+            self._link_or_write(temporary, key, data)
+        finally:
+            self.remove(temporary)
+        self.sync_folder(key.rpartition("/")[0])
+
+    def link(self, source: str, target: str) -> None:
+        """Link, or copy where there are no hard links."""
+        try:
+            os.link(self.root / source, self.root / target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            self.create(target, [self.view(source)])
+        else:
+            self.sync(target)
+
+    def sync(self, key: str) -> None:
+        """``fsync`` a file."""
+        _sync(self.root / key)
+
+    def sync_folder(self, folder: str = "") -> None:
+        """``fsync`` a folder."""
+        _sync(self.root / folder)
+
+    def remove(self, key: str) -> None:
+        """Unlink."""
+        (self.root / key).unlink(missing_ok=True)
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove an empty folder, and leave one that is not."""
+        try:
+            (self.root / folder).rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
+                raise
+
+    def _open_new(self, key: str) -> int:
+        try:
+            return os.open(self.root / key, _CREATE, 0o666)
+        except FileNotFoundError:
+            # An older server may have emptied and removed a folder of its dead branch just now. Never the run's own.
+            self.make_folder(key.rpartition("/")[0])
+            return os.open(self.root / key, _CREATE, 0o666)
+
+    def _link_or_write(self, temporary: str, key: str, data: bytes) -> None:
+        try:
+            os.link(self.root / temporary, self.root / key)
+        except FileExistsError:
+            # A network file system may say so after a link that succeeded and whose answer was lost. What is
+            # published holds a token of ours, so equal contents are our own.
+            if self.read(key) != data:
+                raise
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            self.create(key, [data])
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, offset: int, size: int) -> bytes:
+    first = os.pread(descriptor, size, offset)
+    if len(first) in (0, size):
+        return first
+    # Linux reads at most 2 GiB at once, and a network file system may read less than it was asked for.
+    parts = [first]
+    done = len(first)
+    while done < size and (part := os.pread(descriptor, size - done, offset + done)):
+        parts.append(part)
+        done += len(part)
+    return b"".join(parts)
+
+
+def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
+    views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
+    start = 0
+    while start < len(views):
+        batch = views[start : start + _MAX_BUFFERS]
+        written = os.writev(descriptor, batch)
+        for view in batch:
+            if written < view.nbytes:
+                views[start] = view[written:]
+                break
+            written -= view.nbytes
+            start += 1

@@ -1,0 +1,61 @@
+"""A commit's files under names of another generation, so that no older server has a say about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .assembly import Tables
+from .filesystem import Files
+from .names import HISTORY, data_key, parse_data, parse_segment, segment_key, unique
+from .records import Commit, Entry, Segment
+
+
+def link_files(files: Files, commit: Commit, generation: int) -> tuple[Tables, tuple[Segment, ...]]:
+    """Give every file that a commit refers to a name of `generation`, in the commit's own round.
+
+    Returns
+    -------
+    tables : Tables
+        Those of the commit, by the new names.
+    segments : tuple of Segment
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is gone.
+    """
+    names = _new_names(commit, generation)
+    for source, target in names.items():
+        files.link(source, target)
+    if commit.segments:
+        files.sync_folder(HISTORY)
+    tables = Tables(
+        tuple(replace(file, key=names[file.key]) for file in commit.files),
+        _moved(commit.arrays, names),
+        _moved(commit.state, names),
+        _moved(commit.stored_documents, names),
+        commit.inline_documents,
+    )
+    return tables, tuple(replace(segment, key=names[segment.key]) for segment in commit.segments)
+
+
+def _new_names(commit: Commit, generation: int) -> dict[str, str]:
+    names: dict[str, str] = {}
+    labels: set[str] = set()
+    for file in commit.files:
+        name = parse_data(file.key)
+        label = unique(name.label if name else "data", labels)
+        labels.add(label)
+        names[file.key] = data_key(commit.round, generation, label)
+    for index, segment in enumerate(commit.segments):
+        name = parse_segment(segment.key)
+        label = f"{index}-{name.label if name else 'history'}"
+        names[segment.key] = segment_key(commit.round, generation, label)
+    return names
+
+
+def _moved(entries: tuple[Entry, ...], names: dict[str, str]) -> tuple[Entry, ...]:
+    return tuple(
+        replace(entry, places=tuple(replace(place, file=names[place.file]) for place in entry.places))
+        for entry in entries
+    )

@@ -1,0 +1,295 @@
+"""Manifests as bytes, and back without believing a word of them.
+
+A file is ``{"sha256":"<digest of the body>","body":<body>}`` and a line feed, whatever the version of the format: so
+a newer version is told from damage, and ``"format"`` in the body is believed only under a matching digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar, get_args
+
+from .draft import Outcome, Phase
+from .errors import CheckpointCorruptError, FormatVersionError
+from .names import parse_data, parse_segment
+from .records import Chunk, Commit, DataFile, Entry, Extent, Parent, Place, Segment, Span
+from .values import Json, from_json, to_json
+
+FORMAT = 1
+LARGEST = 1 << 28  # bytes of a manifest: far beyond a million arrays, and a bound for what a hostile one can take
+
+_BEGIN, _MIDDLE, _END = b'{"sha256":"', b'","body":', b"}\n"
+_BODY = len(_BEGIN) + 64 + len(_MIDDLE)
+_LIMIT = 1 << 62
+_T = TypeVar("_T")
+
+
+def seal(body: Json) -> bytes:
+    """Write a document with its own digest."""
+    data = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return b"".join((_BEGIN, hashlib.sha256(data).hexdigest().encode(), _MIDDLE, data, _END))
+
+
+def unseal(data: bytes, path: str) -> dict[str, Json]:
+    """Read what `seal` wrote.
+
+    Raises
+    ------
+    CheckpointCorruptError
+        If it is not exactly that.
+    FormatVersionError
+        If it is sound and of a newer version.
+    """
+    body = data[_BODY : -len(_END)]
+    framed = data.startswith(_BEGIN) and data[_BODY - len(_MIDDLE) : _BODY] == _MIDDLE and data.endswith(_END)
+    if not framed or data[len(_BEGIN) : _BODY - len(_MIDDLE)] != hashlib.sha256(body).hexdigest().encode():
+        raise CheckpointCorruptError(f"{path}: its {len(data)} bytes do not match the digest that they state")
+    document = _parse(lambda: json.loads(body, parse_constant=_no_constant), path)
+    if not isinstance(document, dict) or type(document.get("format")) is not int:
+        raise CheckpointCorruptError(f'{path}: expected a JSON object with a number "format"')
+    if document["format"] > FORMAT:
+        raise FormatVersionError(
+            f"{path} has format version {document['format']}; this version of flwr-ckpt reads up to {FORMAT}. "
+            "Upgrade flwr-ckpt to go on with this run; nothing has been touched"
+        )
+    return document
+
+
+def encode(commit: Commit) -> bytes:
+    """Write a commit as a manifest."""
+    table = {file.key: index for index, file in enumerate(commit.files)}
+    headers: dict[bytes, int] = {}
+    groups = {
+        "arrays": [_entry_to_json(entry, table, headers) for entry in commit.arrays],
+        "state": [_entry_to_json(entry, table, headers) for entry in commit.state],
+        "stored_documents": [_entry_to_json(entry, table, headers) for entry in commit.stored_documents],
+    }
+    parent = commit.parent
+    return seal(
+        {
+            "format": FORMAT,
+            "token": commit.token,
+            "generation": commit.generation,
+            "sequence": commit.sequence,
+            "round": commit.round,
+            "phase": commit.phase,
+            "time": commit.time,
+            "parent": parent and [parent.generation, parent.sequence, parent.round, parent.phase],
+            "line": [[span.generation, span.first, span.last, span.sequence] for span in commit.line],
+            "passed": [[extent.generation, extent.first, extent.last] for extent in commit.passed],
+            "files": [_file_to_json(file) for file in commit.files],
+            "headers": [header.decode("latin-1") for header in headers],
+            **groups,
+            "documents": dict(commit.inline_documents),
+            "outcomes": [outcome_to_json(outcome) for outcome in commit.outcomes],
+            "segments": [[one.key, one.size, one.digest, one.first, one.last] for one in commit.segments],
+        }
+    )
+
+
+def decode(data: bytes, path: str) -> Commit:
+    """Read a manifest.
+
+    Raises
+    ------
+    CheckpointCorruptError
+        If it does not match its digest, or states what no manifest can.
+    FormatVersionError
+        If it is sound and of a newer version.
+    """
+    body = unseal(data, path)
+    return _parse(lambda: _commit(body, path), path)
+
+
+def outcome_to_json(outcome: Outcome) -> Json:
+    """Encode an outcome."""
+    return {
+        "round": outcome.round,
+        "phase": outcome.phase,
+        "answered": outcome.answered,
+        "metrics": None if outcome.metrics is None else to_json(dict(outcome.metrics)),
+        "loss": to_json(outcome.loss),
+        "detail": to_json(dict(outcome.detail)),
+    }
+
+
+def outcome_from_json(value: Json) -> Outcome:
+    """Decode an outcome.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If it is none.
+    """
+    record = _typed(value, dict)
+    metrics, detail = from_json(record["metrics"]), from_json(record["detail"])
+    loss = from_json(record["loss"])
+    if not (metrics is None or isinstance(metrics, dict)) or not isinstance(detail, dict):
+        raise ValueError("metrics and detail of an outcome are objects")
+    return Outcome(
+        round=_count(record["round"]),
+        phase=_phase(record["phase"]),
+        answered=_typed(record["answered"], bool),
+        metrics=metrics,
+        loss=loss,
+        detail=detail,
+    )
+
+
+def _parse(read: Callable[[], _T], path: str) -> _T:
+    try:
+        return read()
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, OverflowError) as error:
+        raise CheckpointCorruptError(f"{path}: not a manifest of this format: {error!r:.200}") from error
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not JSON")
+
+
+def _entry_to_json(entry: Entry, table: Mapping[str, int], headers: dict[bytes, int]) -> Json:
+    record: dict[str, Json] = {
+        "name": entry.name,
+        "kind": entry.kind,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+        "stype": entry.stype,
+        "size": entry.size,
+        "crc": entry.crc,
+        "places": [[table[place.file], place.offset] for place in entry.places],
+    }
+    if entry.header:
+        record["header"] = headers.setdefault(entry.header, len(headers))
+    return record
+
+
+def _file_to_json(file: DataFile) -> Json:
+    return [file.key, file.size, file.head.size, file.head.crc, [[one.offset, one.size, one.crc] for one in file.dead]]
+
+
+def _commit(body: Mapping[str, Json], path: str) -> Commit:
+    files = tuple(map(_file, _typed(body["files"], list)))
+    headers = [_typed(text, str).encode("latin-1") for text in _typed(body["headers"], list)]
+    tables = _Tables(files, headers)
+    commit = Commit(
+        path=path,
+        token=_typed(body["token"], str),
+        generation=_count(body["generation"]),
+        sequence=_count(body["sequence"]),
+        round=_count(body["round"]),
+        phase=_phase(body["phase"]),
+        time=_number(body["time"]),
+        parent=None if body["parent"] is None else _parent(body["parent"]),
+        line=tuple(Span(*_counts(item, 4)) for item in _typed(body["line"], list)),
+        files=files,
+        arrays=_entries(body["arrays"], tables),
+        state=_entries(body["state"], tables),
+        stored_documents=_entries(body["stored_documents"], tables),
+        inline_documents=_typed(body["documents"], dict),
+        outcomes=tuple(map(outcome_from_json, _typed(body["outcomes"], list))),
+        segments=tuple(map(_segment, _typed(body["segments"], list))),
+        passed=tuple(Extent(*_counts(item, 3)) for item in _typed(body["passed"], list)),
+    )
+    _require(bool(commit.line), "a line without a commit")
+    last = commit.line[-1]
+    own = (commit.generation, commit.round, commit.sequence)
+    _require((last.generation, last.last, last.sequence) == own, f"a line that ends elsewhere: {last}")
+    generations = [span.generation for span in commit.line]
+    _require(generations == sorted(set(generations)), f"a line whose generations do not grow: {generations[:9]}")
+    return commit
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    files: tuple[DataFile, ...]
+    headers: list[bytes]
+
+
+def _entries(value: Json, tables: _Tables) -> tuple[Entry, ...]:
+    entries = tuple(_entry(_typed(item, dict), tables) for item in _typed(value, list))
+    _require(len({entry.name for entry in entries}) == len(entries), "two entries of one name")
+    return entries
+
+
+def _entry(record: Mapping[str, Json], tables: _Tables) -> Entry:
+    size = _count(record["size"])
+    places = tuple(_place(item, size, tables) for item in _typed(record["places"], list))
+    _require(len(places) in ((1, 2) if size else (0,)), f"{len(places)} places for {size} bytes")
+    kind = record["kind"]
+    _require(kind in ("npy", "raw"), f"kind {kind!r:.40}")
+    return Entry(
+        name=_typed(record["name"], str),
+        kind=kind,
+        dtype=_typed(record["dtype"], str),
+        shape=tuple(_counts(record["shape"], None)),
+        stype=_typed(record["stype"], str),
+        header=tables.headers[_count(record["header"])] if "header" in record else b"",
+        size=size,
+        crc=_count(record["crc"]),
+        places=places,
+    )
+
+
+def _place(value: Json, size: int, tables: _Tables) -> Place:
+    index, offset = _counts(value, 2)
+    file = tables.files[index]
+    _require(file.head.size <= offset and offset + size <= file.size, f"bytes {offset}+{size} of {file.key}")
+    return Place(file.key, offset)
+
+
+def _file(value: Json) -> DataFile:
+    key, size, head_size, head_crc, dead = _typed(value, list)
+    _require(parse_data(_typed(key, str)) is not None, f"the file name {key!r:.80}")
+    chunks = tuple(Chunk(*_counts(item, 3)) for item in _typed(dead, list))
+    _require(all(chunk.offset + chunk.size <= _count(size) for chunk in chunks), f"a chunk beyond the end of {key}")
+    return DataFile(key, _count(size), Chunk(0, _count(head_size), _count(head_crc)), chunks)
+
+
+def _segment(value: Json) -> Segment:
+    key, size, digest, first, last = _typed(value, list)
+    _require(parse_segment(_typed(key, str)) is not None, f"the file name {key!r:.80}")
+    return Segment(key, _count(size), _typed(digest, str), _count(first), _count(last))
+
+
+def _parent(value: Json) -> Parent:
+    generation, sequence, server_round, phase = _typed(value, list)
+    return Parent(_count(generation), _count(sequence), _count(server_round), _phase(phase))
+
+
+def _phase(value: Json) -> Phase:
+    _require(value in get_args(Phase), f"the phase {value!r:.40}")
+    phase: Phase = value
+    return phase
+
+
+def _count(value: Json) -> int:
+    if type(value) is not int or not 0 <= value < _LIMIT:
+        raise ValueError(f"it states the number {value!r:.40}")
+    return value
+
+
+def _counts(value: Json, length: int | None) -> list[int]:
+    items = _typed(value, list)
+    if length is not None and len(items) != length:
+        raise ValueError(f"it states {len(items)} numbers instead of {length}")
+    return [_count(item) for item in items]
+
+
+def _number(value: Json) -> float:
+    _require(type(value) in (int, float) and math.isfinite(value), f"the number {value!r:.40}")
+    return float(value)
+
+
+def _typed(value: Json, kind: type[_T]) -> _T:
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} is expected")
+    return value
+
+
+def _require(condition: bool, found: str) -> None:
+    if not condition:
+        raise ValueError(f"it states {found}")
