@@ -14,6 +14,7 @@ from typing import Any
 RESERVED = "_flwr_ckpt"  # where the checkpointing strategy keeps what is its own
 
 _MISSING = object()
+_HEAP_TYPE = 1 << 9  # set for every class that a class statement made
 
 
 def _dictionary(obj: object) -> dict[str, Any] | None:
@@ -84,6 +85,12 @@ def delete_attribute(obj: object, name: str) -> None:
 
 def _member(obj: object, name: str) -> types.MemberDescriptorType | None:
     return next((member for slot, member in _slots(type(obj)) if slot == name), None)
+
+
+def new_instance(cls: type) -> Any:
+    """An object of the class whose ``__init__`` and own ``__new__`` have not run."""
+    native: Any = next(base for base in cls.__mro__ if not base.__flags__ & _HEAP_TYPE)
+    return native.__new__(cls)
 
 
 def has_state_dict(obj: object) -> bool:

@@ -56,9 +56,16 @@ class Path:
         return "" if self.depth < _WHOLE else f"…({self.depth - _TAIL} levels)…{separator}"
 
 
+def _shown(key: object) -> str:
+    try:
+        return repr(key)[:80]
+    except Exception:  # the key's own __repr__ may do anything
+        return f"<{type(key).__name__}>"
+
+
 _TEXT = {
     "attribute": lambda key: f".{key}",
-    "item": lambda key: f"[{key!r:.80}]",
+    "item": lambda key: f"[{_shown(key)}]",
     "call": lambda key: f".{key}()",
 }
 

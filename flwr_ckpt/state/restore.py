@@ -20,6 +20,7 @@ from .classes import OwnPackages, type_name
 from .compare import alike
 from .decode import Decoder, NotStateError
 from .leaves import Node
+from .objects import new_instance
 from .paths import Path
 from .places import (
     KEEP,
@@ -165,7 +166,7 @@ class Restorer:
         cls = self._own.rebuilt_class(node["type"])
         if cls is None:
             raise CheckpointError(self._not_there(node))
-        return object.__new__(cls)
+        return new_instance(cls)
 
     def _not_there(self, node: dict[str, Any]) -> str:
         name = node["type"].rpartition(":")[2]

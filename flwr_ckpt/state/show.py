@@ -23,6 +23,8 @@ def _text(node: Node, levels: int) -> str:
     if not isinstance(node, dict):
         return repr(node)
     kind = node["$"]
+    if kind == "int":
+        return f"an integer of {len(node['v'])} hexadecimal digits"
     if is_leaf_kind(kind) and not kind.startswith("torch."):
         return repr(decode_leaf(node))
     if kind in MAPPING_KINDS and levels:
