@@ -19,6 +19,7 @@ from .location import Location, locate
 from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest
 from .payloads import unsound_by_size
 from .records import Commit
+from .rewind import prune, rewind
 from .run import RunReader
 
 _SHOWN = 20  # rounds that an error message lists
@@ -195,12 +196,52 @@ class CheckpointStore:
         Returns
         -------
         list of Verified
-            One for each commit that counts, oldest first, then one for each damaged file that is, or may have been,
-            newer than they are.
+            One for each commit that counts, by round, then one for each damaged file that is, or may have been, newer
+            than they are.
         """
         names = self._reader.names()
         results = [result for name in names if (result := self._verified(name)) is not None]
         return [*results, *self._damaged_beyond(names)]
+
+    def prune(self, keep: Keep, *, damaged: bool = False) -> list[int]:
+        """Delete the rounds that a policy does not keep; the newest sound one always stays.
+
+        This takes the run over, as a server does: one that is running stops at its next commit.
+
+        Parameters
+        ----------
+        keep : Keep
+        damaged : bool
+            Whether what is damaged goes too; else it is left where it is.
+
+        Returns
+        -------
+        list of int
+            The rounds that are gone.
+
+        Raises
+        ------
+        FencedError
+            If a server opened the run while this ran.
+        """
+        before = {record.round for record in self.rounds()}
+        prune(self.location, keep, damaged=damaged)
+        return sorted(before - {record.round for record in self.rounds()})
+
+    def rewind(self, round: int) -> None:
+        """Go back to a round: the next server resumes after it, and what came later no longer counts.
+
+        This takes the run over, as a server does: one that is running stops at its next commit.
+
+        Raises
+        ------
+        CheckpointNotFoundError, CheckpointCorruptError
+            If the round is not there or is damaged; then nothing has happened.
+        FencedError
+            If a server opened the run while this ran; the message says if it may have taken effect.
+        """
+        self.load(round)  # fences nobody; only what can be gone back to is worth stopping a server for
+        rewind(self.location, round)
 
     def _verified(self, name: CommitName) -> Verified | None:
         """Verify one commit; ``None`` if it has been removed meanwhile."""
