@@ -8,7 +8,7 @@ from __future__ import annotations
 from .array_types import array_type
 from .background import BackgroundWriter
 from .checkpoint import Checkpoint
-from .checkpoint_store import CheckpointStore, RoundRecord, Verified
+from .checkpoint_store import CheckpointStore, RoundRecord
 from .commit import RunWriter
 from .draft import Blob, Buffer, Draft, Outcome, Phase
 from .errors import (
@@ -24,6 +24,7 @@ from .location import Location, locate, prepare
 from .records import Commit, Entry
 from .run import Loaded, RunReader
 from .values import Json, dumps, from_json, to_json
+from .verify import Verified
 
 __all__ = [
     "BackgroundWriter",

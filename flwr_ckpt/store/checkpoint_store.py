@@ -12,15 +12,15 @@ from .checkpoint import Checkpoint, metrics_of
 from .draft import Outcome, Phase
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
 from .filesystem import LocalFiles
-from .generations import read_fence
 from .history import flat_metrics, read_outcomes
 from .keep import Keep, Mode, ranked, require_mode
 from .location import Location, locate
-from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest
+from .names import CommitName
 from .payloads import unsound_by_size
 from .records import Commit
 from .rewind import prune, rewind
 from .run import RunReader
+from .verify import Verified, verify
 
 _SHOWN = 20  # rounds that an error message lists
 
@@ -53,31 +53,21 @@ class RoundRecord:
 
 
 @dataclass(frozen=True)
-class Verified:
-    """What verifying a commit has found.
+class _Line:
+    """The rounds that count, as names tell, and what the history says of them."""
 
-    Attributes
-    ----------
-    round : int or None
-        ``None`` for a file that belongs to no round.
-    phase : str
-    generation : int
-    path : str
-        The manifest.
-    problems : tuple of str
-        What is wrong; each names the file.
-    """
+    head: Commit | None
+    rounds: dict[int, list[CommitName]]
+    outcomes: dict[int, list[Outcome]]
 
-    round: int | None
-    phase: str
-    generation: int
-    path: str
-    problems: tuple[str, ...]
+    def metrics(self, server_round: int) -> dict[str, Any]:
+        return metrics_of(self.outcomes.get(server_round, ()), server_round)
 
-    @property
-    def ok(self) -> bool:
-        """Whether every byte is what was written."""
-        return not self.problems
+
+@dataclass(frozen=True)
+class _Score:
+    round: int
+    metrics: Mapping[str, Any]
 
 
 class CheckpointStore:
@@ -106,20 +96,13 @@ class CheckpointStore:
 
     def rounds(self) -> list[RoundRecord]:
         """List the rounds that can be loaded, oldest first."""
-        commits = [
-            commit
-            for commit in self._reader.commits()
-            if commit.phase != "attempt" and unsound_by_size(self._files, commit) is None
-        ]
-        outcomes = self._outcomes(commits[-1]) if commits else []
-        metrics = {number: metrics_of(list(of), number) for number, of in groupby(outcomes, lambda one: one.round)}
-        return [
-            _record(list(of), metrics.get(number, {})) for number, of in groupby(commits, lambda commit: commit.round)
-        ]
+        line = self._line()
+        return [record for number in line.rounds if (record := self._record(line, number)) is not None]
 
     def latest(self) -> RoundRecord | None:
         """Give the newest round, or ``None`` if there is none."""
-        return next(reversed(self.rounds()), None)
+        line = self._line()
+        return next(filter(None, (self._record(line, number) for number in reversed(line.rounds))), None)
 
     def best(self, metric: str, mode: Mode) -> RoundRecord | None:
         """Find the best of the rounds that can be loaded.
@@ -144,7 +127,10 @@ class CheckpointStore:
             If `mode` is neither.
         """
         require_mode(mode)
-        return next(iter(ranked(self.rounds(), metric, mode)), None)
+        line = self._line()
+        # By the history first: reading the manifests of all rounds only to rank them would take minutes after 10,000.
+        ranking = ranked([_Score(number, line.metrics(number)) for number in line.rounds], metric, mode)
+        return next(filter(None, (self._record(line, score.round) for score in ranking)), None)
 
     def load(self, round: int | None = None) -> Checkpoint:
         """Read a round; all that is returned has been verified.
@@ -199,9 +185,7 @@ class CheckpointStore:
             One for each commit that counts, by round, then one for each damaged file that is, or may have been, newer
             than they are.
         """
-        names = self._reader.names()
-        results = [result for name in names if (result := self._verified(name)) is not None]
-        return [*results, *self._damaged_beyond(names)]
+        return verify(self._files, self._reader)
 
     def prune(self, keep: Keep, *, damaged: bool = False) -> list[int]:
         """Delete the rounds that a policy does not keep; the newest sound one always stays.
@@ -243,32 +227,39 @@ class CheckpointStore:
         self.load(round)  # fences nobody; only what can be gone back to is worth stopping a server for
         rewind(self.location, round)
 
-    def _verified(self, name: CommitName) -> Verified | None:
-        """Verify one commit; ``None`` if it has been removed meanwhile."""
-        path = self._files.describe(name.key)
-        try:
-            problems = self._reader.problems(self._reader.commit(name))
-        except CheckpointNotFoundError:
-            return None
-        except CheckpointCorruptError as error:
-            problems = [str(error)]
-        if problems and self._files.size(name.key) is None:
-            return None
-        return Verified(name.round, name.phase, name.generation, path, tuple(problems))
+    def _line(self) -> _Line:
+        head = self._reader.newest()
+        outcomes = self._outcomes(head) if head is not None else []
+        names = [name for name in self._reader.names() if name.phase != "attempt"] if head is not None else []
+        return _Line(
+            head,
+            {number: list(of) for number, of in groupby(names, lambda name: name.round)},
+            {number: list(of) for number, of in groupby(outcomes, lambda outcome: outcome.round)},
+        )
 
-    def _damaged_beyond(self, names: Sequence[CommitName]) -> list[Verified]:
-        """What no readable manifest speaks of: damaged manifests after the newest one, and damaged fences."""
-        keys = self._files.keys()
-        newest = max((name.generation for name in names), default=0)
-        others = {name for name in map(parse_manifest, keys) if name is not None and name.generation >= newest}
-        results = [self._verified(name) for name in sorted(others.difference(names))]
-        damaged = [result for result in results if result is not None and not result.ok]
-        for generation in filter(None, map(parse_fence, keys)):
-            fence = read_fence(self._files, generation)
-            if fence is not None and not fence.token:
-                path = self._files.describe(fence_key(generation))
-                damaged.append(Verified(None, FENCES, generation, path, (f"{path}: this fence is damaged",)))
-        return damaged
+    def _record(self, line: _Line, server_round: int) -> RoundRecord | None:
+        """Describe a round; ``None`` if none of its commits can be loaded, or it has been removed meanwhile."""
+        found = filter(None, (self._sound(line, name) for name in line.rounds[server_round]))
+        commits = sorted(found, key=lambda commit: commit.sequence)
+        if not commits:
+            return None
+        last = commits[-1]
+        return RoundRecord(
+            round=server_round,
+            phases=tuple(dict.fromkeys(commit.phase for commit in commits)),
+            time=last.time,
+            size=sum(entry.nbytes for entry in (*last.arrays, *last.state)),
+            metrics=line.metrics(server_round),
+            generation=last.generation,
+        )
+
+    def _sound(self, line: _Line, name: CommitName) -> Commit | None:
+        try:
+            commit = self._reader.commit(name)
+        except (CheckpointCorruptError, CheckpointNotFoundError):
+            return None
+        on_line = line.head is not None and line.head.comes_from(commit)
+        return commit if on_line and unsound_by_size(self._files, commit) is None else None
 
     def _of_round(self, server_round: int) -> Commit:
         commit = self._reader.of_round(server_round)
@@ -309,18 +300,6 @@ class _MappedOnce(LocalFiles):
         if key not in self._maps:
             self._maps[key] = super().view(key)
         return self._maps[key]
-
-
-def _record(commits: Sequence[Commit], metrics: Mapping[str, Any]) -> RoundRecord:
-    last = commits[-1]
-    return RoundRecord(
-        round=last.round,
-        phases=tuple(dict.fromkeys(commit.phase for commit in commits)),
-        time=last.time,
-        size=sum(entry.nbytes for entry in (*last.arrays, *last.state)),
-        metrics=metrics,
-        generation=last.generation,
-    )
 
 
 def _arrays_round(commit: Commit, outcomes: Sequence[Outcome]) -> int:

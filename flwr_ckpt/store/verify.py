@@ -1,0 +1,76 @@
+"""Whether a run is what was written, byte for byte."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .errors import CheckpointCorruptError, CheckpointNotFoundError
+from .filesystem import Files
+from .generations import read_fence
+from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest
+from .run import RunReader
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What verifying a commit has found.
+
+    Attributes
+    ----------
+    round : int or None
+        ``None`` for a file that belongs to no round.
+    phase : str
+    generation : int
+    path : str
+        The manifest.
+    problems : tuple of str
+        What is wrong; each names the file.
+    """
+
+    round: int | None
+    phase: str
+    generation: int
+    path: str
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is what was written."""
+        return not self.problems
+
+
+def verify(files: Files, reader: RunReader) -> list[Verified]:
+    """Verify every commit that counts, and find what is damaged beyond them."""
+    names = reader.names()
+    results = [_verify(files, reader, name) for name in names]
+    return [result for result in (*results, *_beyond(files, reader, names)) if result is not None]
+
+
+def _verify(files: Files, reader: RunReader, name: CommitName) -> Verified | None:
+    """Verify one commit; ``None`` if it has been removed meanwhile."""
+    try:
+        problems = reader.problems(reader.commit(name))
+    except CheckpointNotFoundError:
+        return None
+    except CheckpointCorruptError as error:
+        problems = [str(error)]
+    if problems and files.size(name.key) is None:
+        return None
+    return Verified(name.round, name.phase, name.generation, files.describe(name.key), tuple(problems))
+
+
+def _beyond(files: Files, reader: RunReader, names: Sequence[CommitName]) -> Iterator[Verified]:
+    """What no readable manifest speaks of: damaged manifests after the newest one, and damaged fences."""
+    keys = files.keys()
+    newest = max((name.generation for name in names), default=0)
+    others = {name for name in map(parse_manifest, keys) if name is not None and name.generation >= newest}
+    for name in sorted(others.difference(names)):
+        result = _verify(files, reader, name)
+        if result is not None and not result.ok:
+            yield result
+    for generation in filter(None, map(parse_fence, keys)):
+        fence = read_fence(files, generation)
+        if fence is not None and not fence.token:
+            path = files.describe(fence_key(generation))
+            yield Verified(None, FENCES, generation, path, (f"{path}: this fence is damaged",))
