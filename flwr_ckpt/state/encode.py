@@ -278,6 +278,8 @@ class Encoder:
 
     def _mapping(self, value: Any, node: dict[str, Any], path: Path, kind: str = "item") -> Node:
         """A mapping with plain string keys is an object in JSON; any other a list of pairs, in order."""
+        if not self._excluded and _has_plain_keys(value):
+            return self._plain_mapping(value, node, path)
         entries = list(self._entries(value, path, kind))
         if all(type(key) is str for key, _, _ in entries):
             node["v"] = {key: None for key, _, _ in entries}
@@ -292,6 +294,23 @@ class Encoder:
                 out[slot] = item
             else:
                 pending.append(place)
+        if not pending:
+            return node
+        placed = self._enter(value, path, node)
+        self._children(value, pending, path)
+        return placed
+
+    def _plain_mapping(self, value: Mapping[str, Any], node: dict[str, Any], path: Path) -> Node:
+        """Most mappings, and the large ones above all, in one pass."""
+        items: dict[str, Any] = {}
+        node["v"] = items
+        pending: list[tuple[Any, Any, Any, str, Any]] = []
+        for key, item in value.items():
+            if _stands_for_itself(item):
+                items[key] = item
+            else:
+                items[key] = None
+                pending.append((item, items, key, "item", key))
         if not pending:
             return node
         placed = self._enter(value, path, node)
@@ -401,6 +420,10 @@ class Encoder:
             places.append((_state_dict(value, path), node, "state_dict", "call", "state_dict"))
         self._children(value, places, path)
         return placed
+
+
+def _has_plain_keys(value: Mapping[Any, Any]) -> bool:
+    return all(type(key) is str and key.isascii() for key in value)
 
 
 def _stands_for_itself(value: Any) -> bool:

@@ -294,7 +294,9 @@ def test_an_attribute_that_became_unstorable_is_a_problem_that_says_what_to_do()
 
 
 def test_excluded_paths_are_no_state() -> None:
-    process = Process(Mine(writer=None, inner=Mine(cache=None), d={"k": 0}), exclude=("writer", "inner.cache", "d['k']"))
+    process = Process(
+        Mine(writer=None, inner=Mine(cache=None), d={"k": 0}), exclude=("writer", "inner.cache", "d['k']")
+    )
     process.strategy.writer = threading.Lock()
     process.strategy.inner.cache = threading.Lock()
     process.strategy.d["k"] = threading.Lock()
@@ -396,14 +398,16 @@ def test_a_chain_of_a_thousand_objects_is_walked() -> None:
 
 
 def test_many_small_values_come_back() -> None:
-    table = {f"client-{index}": (index, index / 7) for index in range(100_000)}
+    table = {f"client-{index}": (index, index / 7) for index in range(20_000)}
     strategy, _ = restart(lambda: Mine(table={}), lambda alive: alive.table.update(table))
     assert strategy.table == table
 
 
 def test_dictionaries_keyed_by_node_ids_are_found() -> None:
     ids = {2**63 + 1: 0.5, 7: 0.25}
-    tree = Process(Mine(weights=dict(ids), empty={}, other={7: 1, 8: 2}, inner=Mine(by_cid={"a": {7: 1}}))).capture().tree
+    tree = (
+        Process(Mine(weights=dict(ids), empty={}, other={7: 1, 8: 2}, inner=Mine(by_cid={"a": {7: 1}}))).capture().tree
+    )
     tree = json.loads(json.dumps(tree))
     found = dicts_keyed_by(tree, [7, 2**63 + 1])
     assert found == {"strategy.weights": list(ids), "strategy.inner.by_cid['a']": [7]}

@@ -17,13 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common import Parameters
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from restarts import Plain, Process, restart
-
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common import Parameters
 
 
 class Mine(Plain):
@@ -69,6 +68,8 @@ def identical(left: Any, right: Any) -> bool:
         return sorted(map(repr, left)) == sorted(map(repr, right))
     if isinstance(left, np.generic):
         return left.dtype == right.dtype and left.tobytes() == right.tobytes()
+    if isinstance(left, slice):
+        return identical([left.start, left.stop, left.step], [right.start, right.stop, right.step])
     if isinstance(left, Best):
         return identical(vars(left), vars(right))
     return repr(left) == repr(right)
@@ -100,7 +101,13 @@ scalars = (
     | npst.arrays(npst.scalar_dtypes(), ()).map(lambda held: held[()])
 )
 keys = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary() | st.sampled_from(Colour)
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.binary()
+    | st.sampled_from(Colour)
 )
 arrays = npst.arrays(
     npst.scalar_dtypes() | npst.unicode_string_dtypes() | npst.array_dtypes() | npst.nested_dtypes(),
@@ -214,7 +221,9 @@ def test_other_containers_survive(value: Any) -> None:
 def test_flower_records_survive_byte_for_byte() -> None:
     odd = Array(dtype="bfloat16", shape=(2,), stype="torch.raw", data=b"\x01\x02\x03\x04")
     record = ArrayRecord({"a": Array(np.arange(3.0)), "odd": odd})
-    content = RecordDict({"arrays": record, "config": ConfigRecord({"b": b"x", "l": [1.5]}), "m": MetricRecord({"n": 1})})
+    content = RecordDict(
+        {"arrays": record, "config": ConfigRecord({"b": b"x", "l": [1.5]}), "m": MetricRecord({"n": 1})}
+    )
     back = after_restart(content)
     assert back == content
     assert type(back["arrays"]) is ArrayRecord

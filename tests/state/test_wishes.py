@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flwr.app import ConfigRecord
 from restarts import Plain, Process, died, restart, resume
 
-from flwr.app import ConfigRecord
 from flwr_ckpt.state import StateRecorder
 from flwr_ckpt.store.errors import CheckpointError
 
@@ -63,7 +63,8 @@ def test_a_value_that_is_new_in_every_process_does_not_take_its_neighbours_along
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [(1, True), (1, 1.0), (0.0, -0.0), ([1], [1.0]), (1.0, np.float64(1.0)), ({}, None), ((1,), [1])]
+    ("before", "after"),
+    [(1, True), (1, 1.0), (0.0, -0.0), ([1], [1.0]), (1.0, np.float64(1.0)), ({}, None), ((1,), [1])],
 )
 def test_a_change_of_type_or_sign_is_a_change(before: Any, after: Any) -> None:
     strategy, _ = restart(lambda: Plain(value=before), set_to(value=after))
