@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from flwr_ckpt.store import (
+    BackgroundWriter,
     Blob,
     CheckpointCorruptError,
     CheckpointNotFoundError,
     CheckpointStore,
     Draft,
+    FencedError,
     Json,
     Keep,
     KeepAll,
@@ -578,8 +580,6 @@ def test_prune_deletes_what_is_not_kept_and_nothing_else(run: Path) -> None:
 
 
 def test_prune_fences_a_live_server(run: Path) -> None:
-    from flwr_ckpt.store import FencedError
-
     server = Server(run).start().rounds(1, 2)
     CheckpointStore(run).prune(KeepLatest(1))
     with pytest.raises(FencedError):
@@ -631,3 +631,33 @@ def test_a_branch_that_was_cut_away_is_never_best(run: Path) -> None:
     best = store.best("evaluate/accuracy", "max")
     assert best is not None
     assert best.round == 1
+
+
+def test_a_damaged_round_is_neither_listed_nor_best(run: Path) -> None:
+    Server(run).start().rounds(1, 2, 3)
+    for path in files_of(run, "round-00000003/*.manifest"):
+        flip(path, path.stat().st_size // 2)
+    os.truncate(files_of(run, "round-00000002/*arrays*")[0], 10)
+    store = CheckpointStore(run)
+    best, latest = store.best("evaluate/accuracy", "max"), store.latest()
+    assert best is not None
+    assert best == latest == store.rounds()[-1]
+    assert best.round == 1
+
+
+def test_what_the_background_writer_wrote_is_there_once_it_is_closed(run: Path) -> None:
+    writer = RunWriter.open(locate(run), KeepLatest(2))
+    failures: list[BaseException] = []
+    background = BackgroundWriter(writer.commit, writer.retain, on_error=lambda _, error: failures.append(error))
+    background.submit(Draft(0, "initial", tuple(blob(*item) for item in weights(0).items()), ()))
+    for number in range(1, 6):
+        background.submit(Draft(number, "train", tuple(blob(*item) for item in weights(number).items()), ()))
+        background.submit(Draft(number, "evaluate", outcomes=(Outcome(number, "evaluate", True, {}, 1 / number),)))
+    background.close()
+    store = CheckpointStore(run)
+    assert failures == []
+    assert [(record.round, record.phases) for record in store.rounds()] == [
+        (number, ("train", "evaluate")) for number in (4, 5)
+    ]
+    assert_same(store.load(4).arrays, weights(4))
+    assert list(store.history()["evaluate/loss"]) == [1, 2, 3, 4, 5]
