@@ -49,7 +49,8 @@ class Slot:
             return self.entry
         file = written[self.label]
         chunk = file.chunks[self.index]
-        return replace(self.entry, crc=chunk.crc, places=(*self.entry.places, Place(file.key, chunk.offset)))
+        places = (*self.entry.places, Place(file.key, chunk.offset))
+        return replace(self.entry, crc=chunk.crc, places=places)
 
 
 class Contents:

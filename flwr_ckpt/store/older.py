@@ -54,6 +54,7 @@ class Older:
         self._manifests: set[CommitName] = set()
         self._lying: defaultdict[tuple[int, int], set[str]] = defaultdict(set)  # by generation and round
         self._fences: set[int] = set()
+        self._changed = True
         self._references: dict[CommitName, frozenset[str] | None] = {}
         self._sort(keys, generation)
         spared = head.passed if spare else ()
@@ -74,6 +75,7 @@ class Older:
             return
         self._files.remove(name.key)
         self._manifests.discard(name)
+        self._changed = True
         where = (name.generation, name.round)
         if not any((other.generation, other.round) == where for other in self._manifests):
             self._suspects |= self._lying[where]
@@ -88,12 +90,16 @@ class Older:
                 continue
             self._files.remove(key)
             self._suspects.discard(key)
+            self._changed = True
             self._lying[name.generation, name.round].discard(key)
             folders.add(key.rpartition("/")[0])
         return folders
 
     def remove_fences(self) -> None:
         """Delete the fences of generations that have left nothing; a removed run's stays."""
+        if not self._changed:
+            return
+        self._changed = False
         left = {name.generation for name in self._manifests}
         left |= {generation for (generation, _), lying in self._lying.items() if lying}
         for generation in sorted(self._fences - left):

@@ -56,8 +56,15 @@ def read_blobs(files: Files, entries: Sequence[Entry]) -> list[bytes]:
     """Read many blobs, in two threads where that pays."""
     if sum(entry.size for entry in entries) < _THREADS_FROM:
         return [read_blob(files, entry) for entry in entries]
+    blobs: list[bytes] = [b""] * len(entries)
+
+    def read(first: int) -> None:
+        for index in range(first, len(entries), _THREADS):
+            blobs[index] = read_blob(files, entries[index])
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda entry: read_blob(files, entry), entries))
+        list(pool.map(read, range(_THREADS)))
+    return blobs
 
 
 def view_payload(files: Files, entry: Entry) -> memoryview:

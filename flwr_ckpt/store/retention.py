@@ -211,8 +211,7 @@ class Retention:
         folders |= self._older.remove_files(key for key, referrers in self._referrers.items() if referrers)
         for folder in folders - {HISTORY}:
             self._files.remove_folder(folder)
-        if folders:
-            self._older.remove_fences()
+        self._older.remove_fences()
 
     def _crowded(self, head: CommitName) -> Iterator[str]:
         """Find the own files that the newest commit refers to and that are mostly dead, for older commits too."""

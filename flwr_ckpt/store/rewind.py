@@ -75,11 +75,10 @@ def prune(location: Located, keep: KeepPolicy, *, damaged: bool = False, files: 
     if loaded is None:
         return None
     make_durable(files, loaded.commit)
+    base, condemned = _sound(loaded), None
     if damaged:
-        base, passed = replace(_sound(loaded), passed=()), ()
-    else:
-        base, passed = _sound(loaded), reader.passed
-    writer = RunWriter(location, files, fence, keep, base, passed, damaged=_damaged(reader) if damaged else None)
+        base, condemned = replace(base, passed=()), _damaged(reader)
+    writer = RunWriter(location, files, fence, keep, base, () if damaged else reader.passed, condemned)
     writer.remember(loaded.outcomes)
     commit = writer.restate()
     writer.retain()
