@@ -13,8 +13,8 @@ from flwr_ckpt import CheckpointStore
 APP = Path(__file__).resolve().parents[1] / "examples" / "digits"
 RUN_NAME = "digits"
 NUM_CLIENTS = 4
-NUM_ROUNDS = 8
-KILLED_IN = 5
+NUM_ROUNDS = 6
+KILLED_IN = 4
 # The round before the one that was killed may still have been on its way to the disk; no other may be trained again.
 FIRST_TO_TRAIN_AGAIN = KILLED_IN - 1
 
@@ -59,7 +59,7 @@ def _finish(lab: FlowerLab, title: str) -> tuple[Outcome, dict[int, int]]:
     begun_before = len(progress.read())
     log = _start(lab, progress).finish()
     for line in log.splitlines():
-        if "resumed after round" in line:
+        if "Resumed after round" in line:
             print(f"  the log says:    {line.partition(':')[2].strip()}")
     trained = progress.rounds(begun_before)
     print(f"  clients trained: {_describe(trained)}")
