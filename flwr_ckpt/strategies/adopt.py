@@ -1,10 +1,10 @@
 """How an object becomes a checkpointing one without becoming another object.
 
 Its class is replaced by one made on the spot, whose only base is the class it had and whose body holds our hooks. So
-``self.aggregate_train(...)`` in a ``start()`` of the user's, in a closure or in a bound method meets the hook, ``super()``
-in the user's methods finds what it always found, and ``isinstance`` and the log keep saying ``FedAdam``. (A wrapper that
-calls ``inner.start()`` is never called back; a mixin as first base has another layout; a second object over the same
-attributes loses slots and closures.)
+``self.aggregate_train(...)`` in a ``start()`` of the user's, in a closure or in a bound method meets the hook,
+``super()`` in the user's methods finds what it always found, and ``isinstance`` and the log keep saying ``FedAdam``.
+(A wrapper that calls ``inner.start()`` is never called back; a mixin as first base has another layout; a second
+object over the same attributes loses slots and closures.)
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def adopt(strategy: Strategy, run: MessageRun | LegacyRun, public: Mapping[str, 
     hooks = _LEGACY_HOOKS if isinstance(strategy, LegacyStrategy) else _MESSAGE_HOOKS
     if hidden := sorted(set(hooks) & set(vars(strategy))):
         raise TypeError(
-            f"{base.__name__}: the attribute {hidden[0]!r} of this object hides the method of that name, so it would not be "
-            "checkpointed; define it in a subclass instead"
+            f"{base.__name__}: the attribute {hidden[0]!r} of this object hides the method of that name, so it would "
+            "not be checkpointed; define it in a subclass instead"
         )
     _warn_of_stored_methods(strategy, set(hooks))
     body = {name: item for name, item in public.items() if not hasattr(strategy, name)}
@@ -67,8 +67,8 @@ def adopt(strategy: Strategy, run: MessageRun | LegacyRun, public: Mapping[str, 
         cls = types.new_class(base.__name__, (base,), {}, lambda namespace: namespace.update(body))
     except TypeError as error:
         raise TypeError(
-            f"{base.__module__}.{base.__qualname__} cannot be subclassed without arguments ({error}), and wrapping makes a "
-            "subclass of it; give its __init_subclass__ defaults"
+            f"{base.__module__}.{base.__qualname__} cannot be subclassed without arguments ({error}), and wrapping "
+            "makes a subclass of it; give its __init_subclass__ defaults"
         ) from error
     object.__setattr__(strategy, RESERVED, run)
     object.__setattr__(strategy, "__class__", cls)
@@ -79,15 +79,15 @@ def _warn_of_stored_methods(strategy: Strategy, names: set[str]) -> None:
     for key, value in vars(strategy).items():
         if isinstance(value, types.MethodType) and value.__self__ is strategy and value.__name__ in names:
             logs.warning(
-                "strategy.%s holds the method %s as it was before wrapping; what calls it there is not checkpointed. Call "
-                "self.%s instead",
+                "strategy.%s holds the method %s as it was before wrapping; what calls it there is not checkpointed. "
+                "Call self.%s instead",
                 key,
                 value.__name__,
                 value.__name__,
             )
 
 
-# --- hooks: each finds the strategy's own method, passes nested calls through, and leaves the rest to the run -----------
+# --- hooks: each finds the strategy's own method, passes nested calls through, and leaves the rest to the run
 
 
 def _original(base: type, strategy: Any, name: str) -> Callable[..., Any]:

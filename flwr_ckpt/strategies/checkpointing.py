@@ -33,7 +33,7 @@ class _Attribute:
         return self if instance is None else self._read(instance)
 
 
-class CheckpointingStrategy(metaclass=ABCMeta):
+class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): nothing derives from it
     """Make a Flower strategy carry on where it stopped when its server dies.
 
     Returns the object it is given, a checkpointing one from then on: an instance of its own class and of this one.
@@ -43,7 +43,8 @@ class CheckpointingStrategy(metaclass=ABCMeta):
     strategy : flwr.serverapp.strategy.Strategy or flwr.server.strategy.Strategy
         Any strategy of either API: Flower's or your own, also one that wraps another or has its own ``start()``.
     run : str or os.PathLike, optional
-        Where the run lies: a run name (``"digits"``, ``"cifar/lr-0.1"``) under the checkpoint home, or an absolute path.
+        Where the run lies: a run name (``"digits"``, ``"cifar/lr-0.1"``) under the checkpoint home, or an absolute
+        path.
     loss_key : str
         Message API: the evaluation metric that is the loss.
     resume : {"auto", "must", "never"}
@@ -80,7 +81,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):
     unless the strategy has a name of its own like that.
     """
 
-    def __new__(  # type: ignore[misc]
+    def __new__(
         cls,
         strategy: Strategy,
         run: str | os.PathLike[str] | None = None,
@@ -104,7 +105,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):
             keep=keep,
             seed=seed,
             extra_state=dict(extra_state or {}),
-            exclude=exclude if isinstance(exclude, str) else tuple(exclude),  # type: ignore[arg-type]
+            exclude=_paths(exclude),
             durable=durable,
             on_error=on_error,
         )
@@ -120,8 +121,8 @@ class CheckpointingStrategy(metaclass=ABCMeta):
             As for `CheckpointingStrategy`.
         context : flwr.app.Context
             Its run config may hold ``checkpoint-run``, ``-home``, ``-resume``, ``-save-every``, ``-keep``
-            (``"latest:3|best:2:evaluate/loss:min|every:10"``), ``-seed``, ``-durable``, ``-on-error``, ``-loss-key`` and
-            ``-exclude`` (comma-separated). An empty string is unset.
+            (``"latest:3|best:2:evaluate/loss:min|every:10"``), ``-seed``, ``-durable``, ``-on-error``, ``-loss-key``
+            and ``-exclude`` (comma-separated). An empty string is unset.
         **overrides
             Arguments of `CheckpointingStrategy` that win over the run config.
 
@@ -134,8 +135,10 @@ class CheckpointingStrategy(metaclass=ABCMeta):
         arguments = {**config.arguments, **overrides}
         run = arguments.pop("run", config.run)
         if run is None:
-            raise ValueError('run config: checkpoint-run is not set; say where the run lies, as in checkpoint-run="digits"')
-        arguments["exclude"] = tuple(arguments.get("exclude", ()))
+            raise ValueError(
+                'run config: checkpoint-run is not set; say where the run lies, as in checkpoint-run="digits"'
+            )
+        arguments["exclude"] = _paths(arguments.get("exclude", ()))
         return _wrap(strategy, locate(run, config.home), Settings(**arguments), dict(context.run_config))
 
     # What follows is lent to the class that a strategy gets; `self` is the strategy.
@@ -180,6 +183,12 @@ class CheckpointingStrategy(metaclass=ABCMeta):
 
 
 _PUBLIC = {name: vars(CheckpointingStrategy)[name] for name in ("flush", "close", "store", "resumed_round", "attempts")}
+
+
+def _paths(exclude: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(exclude, str):  # a string is an iterable of strings, too
+        raise TypeError(f"exclude={exclude!r}: expected a tuple of attribute paths, such as ({exclude!r},)")
+    return tuple(exclude)
 
 
 def _wrap(strategy: Strategy, location: Location, settings: Settings, run_config: Mapping[str, Any] | None) -> Any:

@@ -27,8 +27,9 @@ class ReplayedReply:
 
     def __getattr__(self, name: str) -> Any:
         raise CheckpointError(
-            f"{self._server} reads {name!r} of a client's reply by itself. That round is replayed from the checkpoint, where "
-            "only what the strategy answered is kept; let the strategy's aggregate_fit or aggregate_evaluate read it"
+            f"{self._server} reads {name!r} of a client's reply by itself. That round is replayed from the checkpoint, "
+            "where only what the strategy answered is kept; let the strategy's aggregate_fit or aggregate_evaluate "
+            "read it"
         )
 
 

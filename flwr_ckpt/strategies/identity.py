@@ -134,7 +134,7 @@ def check_configuration(stored: Identity, given: Identity, where: str, more: Ite
     if differences:
         raise CheckpointMismatchError(
             f"{where} was made by a run that differs from this one:\n{_listed(differences)}\n"
-            'If it is another run: use another run name, or remove this one with `flwr-ckpt rm`. '
+            "If it is another run: use another run name, or remove this one with `flwr-ckpt rm`. "
             'If the run shall go on with the differences: resume="must".'
         )
 

@@ -23,7 +23,7 @@ class LazyArray(Array):
         self.__dict__["_fetch"] = fetch
 
     @property
-    def data(self) -> bytes:  # type: ignore[override]
+    def data(self) -> bytes:
         """The serialised array, as the strategy returned it in that round."""
         fetch = self.__dict__.pop("_fetch", None)
         if fetch is not None:
@@ -61,7 +61,7 @@ class LazyParameters(Parameters):
         self._tensors: list[bytes] | None = None
 
     @property
-    def tensors(self) -> list[bytes]:  # type: ignore[override]
+    def tensors(self) -> list[bytes]:
         """The tensors, as the strategy returned them in that round."""
         if self._tensors is None:
             self._tensors = self._fetch()

@@ -92,11 +92,11 @@ class LegacyRun:
             self._check_grows(server_round)
         if session.record.is_past(server_round, phase):
             return self._replay_configure(server_round, phase)
-        session.enter(server_round, phase, f"configure-{phase}")
+        session.enter(server_round, f"configure-{phase}")
         self._check_passed_on(server_round, parameters)
         session.commit_initial(parameters_blobs(parameters))
         if phase == "train":
-            session.wait_for_slow_disk(server_round)
+            session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
         with self._guard():
             instructions = list(
@@ -116,7 +116,7 @@ class LegacyRun:
             parameters = self._parameters_of(server_round) if outcome is not None and outcome.answered else None
             session.replayed(server_round, "train")
             return parameters, {} if outcome is None else dict(outcome.metrics or {})
-        session.enter(server_round, "train", "aggregate-train")
+        session.enter(server_round, "aggregate-train")
         self._unanswered = 0
         with self._guard():
             parameters, metrics = original(server_round, self._in_order(results), failures)
@@ -134,7 +134,7 @@ class LegacyRun:
             outcome = session.record.outcome(server_round, "evaluate")
             session.replayed(server_round, "evaluate")
             return (None, {}) if outcome is None else (outcome.loss, dict(outcome.metrics or {}))
-        session.enter(server_round, "evaluate", "aggregate-evaluate")
+        session.enter(server_round, "aggregate-evaluate")
         with self._guard():
             loss, metrics = original(server_round, self._in_order(results), failures)
         plain = storable(metrics or {}, "aggregate_evaluate")
@@ -153,7 +153,7 @@ class LegacyRun:
             if outcome is None or not outcome.answered:
                 return None
             return outcome.loss, dict(outcome.metrics or {})  # type: ignore[return-value]
-        session.enter(server_round, "central", "central")
+        session.enter(server_round, "central")
         self._check_passed_on(server_round, parameters)
         session.commit_initial(parameters_blobs(parameters))
         with self._guard():
@@ -268,8 +268,8 @@ class LegacyRun:
             )
         if self._unanswered:
             raise CheckpointError(
-                f"{_server_name()} trained round {self._unanswered} without the strategy's aggregate_fit; what it did with "
-                "the replies cannot be saved, nor resumed"
+                f"{_server_name()} trained round {self._unanswered} without the strategy's aggregate_fit; what it did "
+                "with the replies cannot be saved, nor resumed"
             )
         self._last_configured = server_round
 
@@ -285,9 +285,9 @@ class LegacyRun:
             return
         if parameters is not self._expected and not _same_tensors(parameters.tensors, self._expected.tensors):
             raise CheckpointError(
-                f"{_server_name()} hands other parameters to round {server_round} than the strategy returned. It keeps a "
-                "model of its own beside the strategy's, which is not saved; a resumed run would be wrong. Move what it "
-                "does with the parameters into the strategy's aggregate_fit"
+                f"{_server_name()} hands other parameters to round {server_round} than the strategy returned. It keeps "
+                "a model of its own beside the strategy's, which is not saved; a resumed run would be wrong. Move what "
+                "it does with the parameters into the strategy's aggregate_fit"
             )
 
     # --- small things --------------------------------------------------------------------------------------------

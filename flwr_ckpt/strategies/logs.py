@@ -54,6 +54,4 @@ class Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell logging whether the line may pass."""
-        return (
-            record.levelno >= logging.WARNING or record.thread != self._thread or getattr(record, "flwr_ckpt", False)
-        )
+        return record.levelno >= logging.WARNING or record.thread != self._thread or getattr(record, "flwr_ckpt", False)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -78,8 +77,8 @@ class MessageRun:
     def _enter_first_hook(self) -> None:
         if self._initial is None:
             raise CheckpointError(
-                f"{self.session.name}: its hooks are called, but its start() was not. A strategy that wraps another has to "
-                "be inside: write CheckpointingStrategy(Wrapper(Strategy(...)), run), not "
+                f"{self.session.name}: its hooks are called, but its start() was not. A strategy that wraps another "
+                "has to be inside: write CheckpointingStrategy(Wrapper(Strategy(...)), run), not "
                 "Wrapper(CheckpointingStrategy(...))"
             )
         if not self._first_hook_done:
@@ -111,10 +110,10 @@ class MessageRun:
             self._check_grows(server_round)
         if session.record.is_past(server_round, phase):
             return []
-        session.enter(server_round, phase, f"configure-{phase}")
+        session.enter(server_round, f"configure-{phase}")
         session.commit_initial(record_blobs(self._initial_arrays()))
         if phase == "train":
-            session.wait_for_slow_disk(server_round)
+            session.wait_for_disk(server_round)
         with session.inside():
             messages = list(original(server_round, self._swapped(arrays), config, grid))
         session.check_nodes()
@@ -131,7 +130,7 @@ class MessageRun:
         self._enter_first_hook()
         if session.record.is_past(server_round, "train"):
             return self._replay_train(server_round)
-        session.enter(server_round, "train", "aggregate-train")
+        session.enter(server_round, "aggregate-train")
         self._check_once(server_round, "train")
         with session.inside():
             arrays, metrics = original(server_round, self._in_order(replies))
@@ -140,9 +139,7 @@ class MessageRun:
         session.finished(outcome, None if arrays is None else record_blobs(arrays))
         return arrays, metrics
 
-    def aggregate_evaluate(
-        self, original: Callable[..., Any], server_round: int, replies: Iterable[Message]
-    ) -> Any:
+    def aggregate_evaluate(self, original: Callable[..., Any], server_round: int, replies: Iterable[Message]) -> Any:
         """``aggregate_evaluate``: a commit of its own, if anybody was asked."""
         session = self.session
         self._enter_first_hook()
@@ -150,7 +147,7 @@ class MessageRun:
             metrics = metric_record(session.record.outcome(server_round, "evaluate"))
             session.replayed(server_round, "evaluate")
             return metrics
-        session.enter(server_round, "evaluate", "aggregate-evaluate")
+        session.enter(server_round, "aggregate-evaluate")
         self._check_once(server_round, "evaluate")
         with session.inside():
             metrics = original(server_round, self._in_order(replies))
@@ -172,7 +169,7 @@ class MessageRun:
                 metrics = metric_record(session.record.outcome(server_round, "central"))
                 session.replayed(server_round, "central")
                 return metrics
-            session.enter(server_round, "central", "central")
+            session.enter(server_round, "central")
             session.commit_initial(record_blobs(self._initial_arrays()))
             metrics = evaluate_fn(server_round, self._swapped(arrays))
             plain, detail = metrics_of(metrics, "evaluate_fn")
@@ -220,8 +217,8 @@ class MessageRun:
             if commit is None:
                 raise CheckpointError(
                     f"{session.location.path}: the arrays of round {server_round} were removed by {session.keep}, and "
-                    "the strategy's start() looks at them again as the run resumes; give keep=KeepAll() to runs of such "
-                    "a strategy"
+                    "the strategy's start() looks at them again as the run resumes; give keep=KeepAll() to runs of "
+                    "such a strategy"
                 )
             return session.reader.read(commit, entry)
 
@@ -260,8 +257,8 @@ class MessageRun:
     def _check_once(self, server_round: int, phase: Phase) -> None:
         if (server_round, phase) in self._aggregated:
             raise CheckpointError(
-                f"{self.session.name}: aggregate_{phase} was called twice for round {server_round}; a resumed run could "
-                "not tell the two answers apart"
+                f"{self.session.name}: aggregate_{phase} was called twice for round {server_round}; a resumed run "
+                "could not tell the two answers apart"
             )
         self._aggregated = {(server_round, phase), *(done for done in self._aggregated if done[0] == server_round)}
 
@@ -312,7 +309,14 @@ def record_blobs(record: ArrayRecord) -> list[Blob]:
     copied here, on the caller's thread.
     """
     return [
-        Blob(name, data if type(data := array.data) is bytes else bytes(data), "npy", array.dtype, tuple(array.shape), array.stype)
+        Blob(
+            name,
+            data if type(data := array.data) is bytes else bytes(data),
+            "npy",
+            array.dtype,
+            tuple(array.shape),
+            array.stype,
+        )
         for name, array in record.items()
     ]
 

@@ -35,14 +35,14 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
     if newest is None:
         if resume == "must":
             raise CheckpointNotFoundError(
-                f'{where}: there is no checkpoint, and resume="must" asks for one; check the run name and FLWR_CKPT_HOME, '
-                'or use resume="auto" to start afresh'
+                f'{where}: there is no checkpoint, and resume="must" asks for one; check the run name and '
+                'FLWR_CKPT_HOME, or use resume="auto" to start afresh'
             )
         return
     if resume == "never":
         raise CheckpointMismatchError(
-            f'{where}: there are checkpoints up to round {newest.round}, and resume="never" asks for none; use another run '
-            'name, or resume="auto" to go on'
+            f'{where}: there are checkpoints up to round {newest.round}, and resume="never" asks for none; use another '
+            'run name, or resume="auto" to go on'
         )
     stored = Identity.from_json(reader.documents(newest)["identity"])
     check_model(stored, identity, where)
@@ -50,8 +50,9 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
         check_configuration(stored, identity, where)
     if identity.num_rounds is not None and newest.round > identity.num_rounds:
         raise CheckpointMismatchError(
-            f"{where}: {newest.round} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round numbers "
-            "are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` first"
+            f"{where}: {newest.round} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
+            "numbers are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` "
+            "first"
         )
     _tell_of_changes(stored, identity)
 
@@ -91,6 +92,7 @@ def check_space(path: Path, name: str, size: int, num_rounds: int) -> None:
     )
     if needed > free:
         raise CheckpointError(
-            f"{path}: keeping {num_rounds} rounds takes about {logs.readable_size(needed)}, and {logs.readable_size(free)} "
-            "are free; make room, or give keep= (start() cannot look at rounds it removes when the run resumes)"
+            f"{path}: keeping {num_rounds} rounds takes about {logs.readable_size(needed)}, and "
+            f"{logs.readable_size(free)} are free; make room, or give keep= (start() cannot look at rounds it removes "
+            "when the run resumes)"
         )

@@ -1,4 +1,4 @@
-"""Is there differential privacy in the chain? Then noise must never be drawn twice, and nothing may leave unrecorded."""
+"""Is there differential privacy in the chain? Then noise is never drawn twice, and nothing leaves unrecorded."""
 
 from __future__ import annotations
 

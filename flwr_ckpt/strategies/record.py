@@ -58,6 +58,15 @@ class Record:
         """What the phase answered, or None if it did not take place."""
         return self.outcomes.get((server_round, phase))
 
+    def phases_of(self, server_round: int) -> list[Phase]:
+        """The phases of a round that are on record."""
+        return [phase for phase in self.order if (server_round, phase) in self.outcomes]
+
+    def attempts(self) -> dict[int, int]:
+        """How often the training of each round on record was sent."""
+        trained = (outcome for outcome in self.outcomes.values() if outcome.phase == "train")
+        return {outcome.round: int(str(outcome.detail.get("attempts", 1))) for outcome in trained}
+
     def last_arrays(self) -> int:
         """The last round whose training returned arrays; 0 if none did."""
         trained = (r for (r, phase), outcome in self.outcomes.items() if phase == "train" and outcome.answered)
@@ -88,8 +97,8 @@ def storable(metrics: Mapping[str, Any], where: str) -> dict[str, Any]:
             to_json(value)
         except TypeError as error:
             raise CheckpointError(
-                f"{where} returned a metric that cannot be stored: {key!r} ({error}); return numbers, strings, bytes or lists "
-                "of numbers"
+                f"{where} returned a metric that cannot be stored: {key!r} ({error}); return numbers, strings, bytes "
+                "or lists of numbers"
             ) from None
     return dict(metrics)
 

@@ -1,7 +1,7 @@
 """One wrapped strategy and its run: what the hooks of both APIs share.
 
-A session opens the run, says what is on record, puts state back where it was taken, and hands each finished phase to
-the writer. It knows nothing of messages or client proxies; `message` and `legacy` are the two ways in.
+A session opens the run, says what is on record, puts state back where it was taken, and has each finished phase saved.
+It knows nothing of messages or client proxies; `message` and `legacy` are the two ways in.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
+from ..state import Snapshot, StateRecorder, StoredState, dict_keys_at, dicts_keyed_by
 from ..store import (
-    BackgroundWriter,
     Blob,
     CheckpointError,
     CheckpointMismatchError,
     Commit,
-    Draft,
     Json,
     Keep,
     KeepAll,
@@ -40,6 +38,7 @@ from .identity import Identity, check_configuration
 from .opening import check_space, judge
 from .privacy import is_private
 from .record import Record
+from .saver import Saver
 from .seeding import seed_everything, seed_random, sorted_ids
 from .settings import Settings
 
@@ -67,6 +66,15 @@ class Session:
         Whether the strategy brings its own ``start()``, which runs again on the record.
     run_config : Mapping[str, object] or None
         The run config, where the user showed it.
+
+    Attributes
+    ----------
+    record : Record
+        What is finished, and is answered without asking anybody.
+    loaded : Loaded or None
+        The commit that is resumed; its arrays are let go of once a round has been trained.
+    live : bool
+        Whether a hook of this process has really been called.
     """
 
     def __init__(
@@ -87,42 +95,35 @@ class Session:
         self.run_config = run_config
         self.classes = [class_name(item) for item in chain]
         self.private = is_private(chain, settings.extra_state)
-        self.before_release = (settings.durable or ("before-release" if self.private else "background")) == (
-            "before-release"
-        )
-        if self.before_release and settings.save_every > 1:
-            raise ValueError(
-                f'save_every={settings.save_every} with durable="before-release": every round has to be on disk before '
-                'its aggregate leaves the server; use save_every=1, or durable="background"'
-            )
+        self.before_release = _before_release(settings, self.private)
         self.keep: Keep = settings.keep or (KeepAll() if own_start else KeepLatest(3))
         self.reader = RunReader(location)
-        self._moment = (0, "start")
-        self._initial_done = False
         self.record = Record.of(order, ())
         self.loaded: Loaded | None = None
-        self.identity: Identity | None = None
         self.configs: dict[str, Any] = {}
         self.num_rounds: int | None = None
         self.attempts: dict[int, int] = {}
-        self.live = False  # whether a hook of this process has really been called
-        self.rounds_trained = 0
-        self.last_outcome = 0  # the last round of which anything was recorded
-        self.quiet = logs.Quiet()
-        self._recorder = StateRecorder(exclude=settings.exclude, private=self.private)
-        self._order = order
-        self._depth = threading.local()
-        self._background: BackgroundWriter | None = None
-        self._end: weakref.finalize[Any, Session] | None = None
-        self._failures = Failures(location.path, raises=self.before_release or settings.on_error == "raise")
-        self._pending: list[Outcome] = []
-        self._held: Draft | None = None
-        self._restored = True
-        self._began = False
+        self.live = False
         self.closed = False
-        self._offered: list[Any] = []
-        self._ids_checked = False
+        self._identity: Identity | None = None
+        self._identity_json: Json = None
+        self._recorder = StateRecorder(exclude=settings.exclude, private=self.private)
+        self._saver: Saver | None = None
+        self._failures = Failures(location.path, raises=self.before_release or settings.on_error == "raise")
+        self._quiet = logs.Quiet()
+        self._depth = threading.local()
+        self._moment = (0, "start")
+        self._has_state = True  # false from the resume until the state of the commit has been put back
+        self._has_initial = False
         self._told = False
+        self._rounds_trained = 0
+        self._offered: list[Any] = []
+        self._nodes_checked = False
+
+    @property
+    def name(self) -> str:
+        """The class of the wrapped strategy, for messages."""
+        return self.classes[0].partition(":")[2]
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -145,11 +146,6 @@ class Session:
         finally:
             self._depth.value -= 1
 
-    @property
-    def name(self) -> str:
-        """The class of the wrapped strategy, for messages."""
-        return self.classes[0].partition(":")[2]
-
     # --- opening -------------------------------------------------------------------------------------------------
 
     def open(self, identity: Identity) -> None:
@@ -160,141 +156,132 @@ class Session:
         CheckpointError
             One of its kinds, before anything is sent or written.
         """
-        if self._began:
+        if self._identity is not None:
             raise CheckpointError(
                 f"{self.name} has already been started; wrap a new strategy object for another run of the server"
             )
-        self._began = True
-        self.identity = identity
-        if _live.get(str(self.location.path), self) is not self:
-            raise CheckpointError(
-                f"{self.location.path}: another strategy of this process is writing this run; use another run name"
-            )
+        self._identity, self._identity_json = identity, identity.to_json()
+        self._be_the_only_one()
         for line in prepare(self.location):
             logs.warning("%s", line)
         logs.info("Checkpoints of this run: %s (%s)", self.location.path, self.location.source)
         newest = self.reader.newest()
         self._judge(newest)
-        _live[str(self.location.path)] = self
-        if newest is not None and newest.phase == "end" and self._reaches(newest.round):
+        if newest is not None and newest.phase == "end" and newest.round >= (self.num_rounds or 0):
             self._adopt(self.reader.resume(strict_history=self._strict))
         else:
             self._take_over()
+
+    def _be_the_only_one(self) -> None:
+        key = str(self.location.path)
+        if key in _live:
+            raise CheckpointError(f"{key}: another strategy of this process is writing this run; use another run name")
+        _live[key] = self
 
     @property
     def _strict(self) -> bool:
         return self.settings.resume != "must"
 
-    def _reaches(self, server_round: int) -> bool:
-        return self.num_rounds is None or server_round >= self.num_rounds
-
     def _judge(self, newest: Commit | None) -> None:
-        assert self.identity is not None
-        judge(self.reader, newest, self.identity, self.settings.resume)
+        assert self._identity is not None
+        judge(self.reader, newest, self._identity, self.settings.resume)
 
     def _take_over(self) -> None:
         """Take a generation; look again at whose run it is, now that no older server can change it."""
         writer = RunWriter.open(self.location, self.keep, strict_history=self._strict)
+        resumed = writer.resumed
         try:
-            self._judge(writer.resumed.commit if writer.resumed else None)
+            self._judge(resumed.commit if resumed else None)
+            if self.loaded is not None and (resumed is None or resumed.commit.path != self.loaded.commit.path):
+                raise CheckpointError(
+                    f"{self.location.path}: another server has gone on with this finished run meanwhile; start again "
+                    "to resume from where it is"
+                )
         except BaseException:
             writer.close()
             raise
         if self.loaded is None:
-            self._adopt(writer.resumed)
-        elif writer.resumed is None or writer.resumed.commit.path != self.loaded.commit.path:
-            writer.close()
-            raise CheckpointError(
-                f"{self.location.path}: another server has gone on with this finished run meanwhile; start again to "
-                "resume from where it is"
-            )
-        self._background = BackgroundWriter(writer.commit, writer.retain, on_error=self._failures.met)
-        self._end = weakref.finalize(self, _end, self._background, writer)
+            self._adopt(resumed)
+        self._saver = Saver(
+            writer, self._failures, save_every=self.settings.save_every, before_release=self.before_release
+        )
 
     def _adopt(self, loaded: Loaded | None) -> None:
         if loaded is None:
             return
         self.loaded = loaded
-        self.record = Record.of(self._order, loaded.outcomes)
-        self.last_outcome = self.record.last_round
-        self.attempts = {
-            outcome.round: int(outcome.detail.get("attempts", 1))  # type: ignore[call-overload]
-            for outcome in loaded.outcomes
-            if outcome.phase == "train"
-        }
-        self.attempts.update({int(key): value for key, value in loaded.documents.get("attempts", {}).items()})
-        self._restored = False
-        self.quiet.begin()
+        self.record = Record.of(self.record.order, loaded.outcomes)
+        self.attempts = self.record.attempts()
+        self.attempts.update({int(key): count for key, count in loaded.documents.get("attempts", {}).items()})
+        self._has_state = False
+        self._has_initial = True
+        self._quiet.begin()
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def roots(self) -> dict[str, Any]:
-        """What is captured and put back: the strategy, the configs seen so far, what the user added."""
+    def _roots(self) -> dict[str, Any]:
         return {"strategy": self.strategy(), **self.configs, "extra": dict(self.settings.extra_state)}
 
     def take_baseline(self) -> None:
-        """Note what stands at the first hook of this process; for a finished run, compare it."""
-        self._recorder.take_baseline(self.roots())
+        """Note what stands at the first hook of this process."""
+        self._recorder.take_baseline(self._roots())
 
     def check_plain_attributes(self) -> None:
         """On a finished run, another number or boolean among the strategy's attributes is another run (``eta``)."""
-        if self.loaded is None or self.settings.resume != "auto" or self._background is not None:
+        if self.loaded is None or self.loaded.commit.phase != "end" or self.settings.resume != "auto":
             return
-        differences = self._recorder.differences(self.roots(), self._stored())
+        differences = self._recorder.differences(self._roots(), self._stored())
         if differences:
-            assert self.identity is not None
             stored = Identity.from_json(self.loaded.documents["identity"])
-            check_configuration(stored, self.identity, str(self.location.path), differences)
+            check_configuration(stored, stored, str(self.location.path), differences)
 
     def _stored(self) -> StoredState:
         assert self.loaded is not None
         documents = self.loaded.documents
         return StoredState(tree=documents["state"], baseline=documents["baseline"], read=self.loaded.state)
 
-    def put_back(self) -> None:
+    def _put_back(self) -> None:
         """Put the state of the resumed commit back, once."""
-        if self._restored:
+        if self._has_state:
             return
-        self._restored = True
-        assert self.loaded is not None
-        for line in self._recorder.restore(self.roots(), self._stored()):
+        self._has_state = True
+        for line in self._recorder.restore(self._roots(), self._stored()):
             logs.warning("%s", line)
 
-    # --- the phases ----------------------------------------------------------------------------------------------
+    # --- before a phase ------------------------------------------------------------------------------------------
 
     def replayed(self, server_round: int, phase: Phase) -> None:
         """Say that the record has answered a phase; the one whose commit is resumed brings the state back."""
         if self.record.is_position(server_round, phase):
-            self.put_back()
+            self._put_back()
             self._tell_resumed()
 
-    def enter(self, server_round: int, phase: Phase, moment: str) -> None:
+    def enter(self, server_round: int, moment: str) -> None:
         """Prepare for a hook that is really called: be the writer, have the state, seed the generators."""
-        self.raise_failure()
         if self.closed:
             raise CheckpointError(f"{self.name}: this run has been closed; wrap a new strategy object to go on")
-        self.put_back()
-        self._tell_resumed()
-        if self._background is None:
+        if self._saver is None:
             self._take_over()
-            self.quiet.end()
+        else:
+            self._saver.raise_failure()
+        self._put_back()
+        self._tell_resumed()
         self.live = True
         self.seed(server_round, moment)
 
     def _tell_resumed(self) -> None:
-        self.quiet.end()
+        self._quiet.end()
         if self._told or self.loaded is None:
             return
         self._told = True
         last = self.record.last_round
         of = f" of {self.num_rounds}" if self.num_rounds is not None else ""
-        phases = [phase for phase in self._order if self.record.outcome(last, phase)]
         logs.info(
-            "Resumed after round %d%s (%s done); %s is not trained again",
+            "Resumed after round %d%s (%s); %s",
             last,
             of,
-            ", ".join(phases) or "initial arrays",
-            "nothing" if last == 0 else "round 1" if last == 1 else f"what was done in rounds 1 to {last}",
+            ", ".join(self.record.phases_of(last)) or "initial arrays",
+            "nothing had been trained yet" if last == 0 else f"what rounds 1 to {last} have done is not repeated",
         )
 
     def seed(self, server_round: int, moment: str) -> None:
@@ -316,182 +303,137 @@ class Session:
         self._offered = ids
 
     def check_nodes(self) -> None:
-        """Before the first messages of a resumed run leave: are the nodes that the state speaks of still there?"""
-        if self._ids_checked or not self._offered:
+        """Before the first messages of a resumed run leave: are the nodes that the state speaks of still there?
+
+        Raises
+        ------
+        CheckpointMismatchError
+            If none of them is.
+        """
+        if self._nodes_checked or not self._offered:
             return
-        self._ids_checked = True
+        self._nodes_checked = True
         if self.loaded is None or self.settings.resume == "must":
             return
         here = {str(item) for item in self._offered}
         for path, keys in self.loaded.documents.get("nodes", {}).items():
-            if not any(str(key) in here for key in keys):
+            if here.isdisjoint(keys):
                 raise CheckpointMismatchError(
                     f"{self.location.path}: {path} is keyed by node ids, and none of its {len(keys)} is connected now. "
                     "Give the SuperNodes keys of their own, so that their ids survive a restart; or list the attribute "
-                    f'in exclude= if it is rebuilt every round; or resume="must" to keep the old entries'
+                    'in exclude= if it is rebuilt every round; or resume="must" to keep the old entries'
                 )
 
+    def wait_for_disk(self, server_round: int) -> None:
+        """Before training is sent: the initial arrays are durable, and so is the round before the last one."""
+        assert self._saver is not None
+        self._saver.wait(0 if server_round == 1 else server_round - 2)
+
     def attempt(self, server_round: int) -> None:
-        """Count that the training of a round is sent; before it leaves, where privacy asks for that."""
+        """Count that the training of a round is sent; on disk before it leaves, where privacy asks for that."""
         self.attempts[server_round] = self.attempts.get(server_round, 0) + 1
         if self.before_release:
-            documents = {"attempts": {str(server_round): self.attempts[server_round]}}
-            self._submit(Draft(round=server_round, phase="attempt", documents=documents))
-            self._settle()
+            assert self._saver is not None
+            self._saver.attempt(server_round, self.attempts[server_round])
 
-    def wait_for_slow_disk(self, server_round: int) -> None:
-        """Before messages leave: the initial arrays are durable, and so is the round before the last one."""
-        assert self._background is not None
-        self._background.wait(0 if server_round == 1 else server_round - 2)
-        self.raise_failure()
+    # --- after a phase -------------------------------------------------------------------------------------------
 
     def commit_initial(self, blobs: Sequence[Blob]) -> None:
         """Make round 0 durable: the arrays every later start begins from."""
-        if self.loaded is not None or self.last_outcome or self._initial_done:
+        if self._has_initial:
             return
-        self._initial_done = True
+        self._has_initial = True
+        assert self._saver is not None
         if self.own_start and self.settings.keep is None and self.num_rounds is not None:
             check_space(self.location.path, self.name, sum(len(blob.data) for blob in blobs), self.num_rounds)
-        snapshot = self._capture(0)
-        if snapshot is not None:
-            for line in snapshot.inventory:
-                logs.info("  %s", line)
-            self._submit(self._draft(0, "initial", tuple(blobs), snapshot))
-            self._settle()
+        snapshot, documents = self._capture()
+        for line in snapshot.inventory:
+            logs.info("  %s", line)
+        self._saver.save(0, "initial", blobs, snapshot, documents)
+        self._saver.settle()
 
     def finished(self, outcome: Outcome, blobs: Sequence[Blob] | None = None) -> None:
-        """Record a phase that has taken place, with the state as it is now."""
-        if outcome.phase == "train":
-            self.rounds_trained += 1
-            attempts = self.attempts.get(outcome.round, 1)
-            if attempts != 1:
-                outcome = replace(outcome, detail={**outcome.detail, "attempts": attempts})
-        self.absent(outcome)
-        snapshot = self._capture(outcome.round)
-        if snapshot is None:
-            self._hold(Draft(outcome.round, outcome.phase, None if blobs is None else tuple(blobs)))
-            return
-        draft = self._draft(outcome.round, outcome.phase, None if blobs is None else tuple(blobs), snapshot)
-        if outcome.round % self.settings.save_every and outcome.round != self.num_rounds:
-            self._hold(draft)
-            return
-        self._submit(draft)
-        if self.before_release:
-            self._settle()
-
-    def absent(self, outcome: Outcome) -> None:
-        """Record a phase; one that did not take place makes no commit of its own."""
-        self._pending.append(outcome)
-        self.last_outcome = outcome.round
-
-    def _capture(self, server_round: int) -> Snapshot | None:
-        """Capture the state; None if some of it cannot be stored and the run is too old to be ended for that."""
-        snapshot = self._recorder.capture(self.roots())
-        if not snapshot.problems:
-            return snapshot
-        snapshot.release()
-        message = "state that cannot be stored:\n" + "\n".join(f"  - {line}" for line in snapshot.problems)
-        if self.rounds_trained <= _EARLY_ROUNDS:
-            raise CheckpointError(message)
-        logs.error("Round %d is not saved: %s", server_round, message)
-        return None
-
-    def _draft(
-        self, server_round: int, phase: Phase, blobs: tuple[Blob, ...] | None, snapshot: Snapshot | None
-    ) -> Draft:
-        documents: dict[str, Json] = {}
-        if snapshot is not None:
-            nodes = dicts_keyed_by(snapshot.tree, self._offered) if self._offered else {}
-            documents = {"state": snapshot.tree, "baseline": snapshot.baseline, "nodes": nodes}
-        assert self.identity is not None
-        documents |= {"identity": self.identity.to_json(), "attempts": {}}
-        return Draft(
-            round=server_round,
-            phase=phase,
-            arrays=blobs,
-            state=None if snapshot is None else snapshot.blobs,
-            documents=documents,
-            outcomes=tuple(self._pending),
-            release=(lambda: None) if snapshot is None else snapshot.release,
-        )
-
-    def _hold(self, draft: Draft) -> None:
-        """Keep the newest snapshot back (``save_every``, or state that could not be captured)."""
-        self._held = self._merged(draft)
-
-    def _merged(self, draft: Draft) -> Draft:
-        """Let a draft bring along what the one held back would have written."""
-        held, self._held = self._held, None
-        if held is None:
-            return draft
-        if draft.state is not None:
-            held.release()
-        else:
-            draft = replace(draft, state=held.state, documents={**held.documents, **draft.documents}, release=held.release)
-        return draft if draft.arrays is not None else replace(draft, arrays=held.arrays)
-
-    def _submit(self, draft: Draft) -> None:
-        self.raise_failure()
-        assert self._background is not None
-        draft = self._merged(draft) if draft.phase != "attempt" else draft
-        if draft.phase != "attempt":
-            self._pending.clear()
-        self._background.submit(draft)
-
-    # --- failures and the end ------------------------------------------------------------------------------------
-
-    def raise_failure(self) -> None:
-        """Raise what the writer met, where the user asked for that, or where another server has taken over."""
-        if self._background is not None and self._background.fenced is not None:
-            raise self._background.fenced
-        self._failures.raise_once()
-
-    def _settle(self) -> None:
-        """Wait until all that was handed over is durable or has failed; raise what is to be raised."""
-        assert self._background is not None
-        self._background.wait(self.last_outcome + 1)
-        self.raise_failure()
-
-    def flush(self) -> None:
-        """Wait until all that was handed over is durable, and raise what went wrong.
+        """Save a phase that has taken place, with the state as it is now.
 
         Raises
         ------
-        FencedError
-            If another server has taken the run over.
         CheckpointError
-            If a commit failed.
+            If some of the state cannot be stored, in the first rounds; later that is logged as an error, each round.
         """
-        if self._background is None:
+        assert self._saver is not None
+        if outcome.phase == "train":
+            self._rounds_trained += 1
+            self._let_go_of_arrays()
+            attempts = self.attempts.get(outcome.round, 1)
+            if attempts != 1:
+                outcome = replace(outcome, detail={**outcome.detail, "attempts": attempts})
+        self._saver.note(outcome)
+        snapshot, documents = self._capture()
+        if snapshot.problems:
+            snapshot.release()
+            self._meet_problems(outcome.round, snapshot.problems)
+            self._saver.skip(outcome.round, outcome.phase, blobs)
             return
-        try:
-            self._background.flush()
-        except OSError as error:
-            raise self._failures.describe(error) from error
+        due = outcome.round == self.num_rounds
+        self._saver.save(outcome.round, outcome.phase, blobs, snapshot, documents, due=due)
+
+    def absent(self, outcome: Outcome) -> None:
+        """Note a phase that did not take place; the next commit carries it."""
+        assert self._saver is not None
+        self._saver.note(outcome)
+
+    def _let_go_of_arrays(self) -> None:
+        """From here on this process has newer arrays; the resumed ones would be a second model in memory."""
+        if self.loaded is not None:
+            self.loaded = replace(self.loaded, arrays={}, state={})
+
+    def _meet_problems(self, server_round: int, problems: Sequence[str]) -> None:
+        message = "state that cannot be stored:\n" + "\n".join(f"  - {line}" for line in problems)
+        if self._rounds_trained <= _EARLY_ROUNDS:
+            raise CheckpointError(message)
+        logs.error("Round %d is not saved: %s", server_round, message)
+
+    def _capture(self) -> tuple[Snapshot, dict[str, Json]]:
+        snapshot = self._recorder.capture(self._roots())
+        return snapshot, self._documents(snapshot)
+
+    def _documents(self, snapshot: Snapshot) -> dict[str, Json]:
+        keyed = dicts_keyed_by(snapshot.tree, self._offered) if self._offered else []
+        nodes = {path: [str(key) for key in dict_keys_at(snapshot.tree, path)] for path in keyed}
+        return {"identity": self._identity_json, "nodes": nodes, "attempts": {}}
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def flush(self) -> None:
+        """Wait until all that was handed over is durable, and raise what went wrong (see `Saver.flush`)."""
+        if self._saver is not None:
+            self._saver.flush()
 
     def finish(self) -> None:
         """The server has returned: write what was held back, and that the run is finished."""
-        self.quiet.end()
+        self._quiet.end()
         if not self.live:
             if self.loaded is not None:
                 self._tell_finished()
             return
-        if self._held is not None and self._held.state is None:
-            raise CheckpointError(
-                f"{self.location.path}: the state of round {self.last_outcome} could not be stored (see above); the run "
-                "is not marked as finished"
+        assert self._saver is not None
+        if self._saver.holds_unsaved:
+            logs.error(
+                "%s: the state of the last round could not be stored (see above); the run is not marked as finished",
+                self.location.path,
             )
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._submit(replace(held, outcomes=tuple(self._pending)))
-        snapshot = self._capture(self.last_outcome) if self._pending else None
-        self._submit(self._draft(self.last_outcome, "end", None, snapshot))
-        self._settle()
+            return
+        self._saver.end(self._capture)
+        logs.info(
+            "The run is finished and kept in %s; look at it with flwr_ckpt.CheckpointStore(%r)",
+            self.location.path,
+            self.location.label,
+        )
 
     def _tell_finished(self) -> None:
         logs.info(
-            "The run in %s is finished after %d rounds: nothing was trained; a larger num_rounds extends it, another name "
-            "or `flwr-ckpt rm` starts over",
+            "The run in %s is finished after %d rounds: nothing was trained; a larger num_rounds extends it, another "
+            "name or `flwr-ckpt rm` starts over",
             self.location.path,
             self.record.last_round,
         )
@@ -501,25 +443,18 @@ class Session:
         if self.closed:
             return
         self.closed = True
-        self.quiet.end()
+        self._quiet.end()
         if _live.get(str(self.location.path)) is self:
             del _live[str(self.location.path)]
-        background, end = self._background, self._end
-        if background is None or end is None:
-            return
-        try:
-            if self._held is not None and self._held.state is not None and background.fenced is None:
-                background.submit(replace(self._held, outcomes=tuple(self._pending)))
-        finally:
-            end()
-        self.raise_failure()
+        if self._saver is not None:
+            self._saver.close()
 
 
-def _end(background: BackgroundWriter, writer: RunWriter) -> None:
-    """End a run's threads; what its commits met has been logged or is kept for the caller."""
-    try:
-        background.close()
-    except (OSError, CheckpointError):
-        pass
-    finally:
-        writer.close()
+def _before_release(settings: Settings, private: bool) -> bool:
+    durable = settings.durable or ("before-release" if private else "background")
+    if durable == "before-release" and settings.save_every > 1:
+        raise ValueError(
+            f'save_every={settings.save_every} with durable="before-release": every round has to be on disk before its '
+            'aggregate leaves the server; use save_every=1, or durable="background"'
+        )
+    return durable == "before-release"

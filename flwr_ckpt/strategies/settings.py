@@ -43,7 +43,7 @@ class Settings:
             )
         if self.seed is not None and type(self.seed) is not int:
             raise TypeError(f"seed={self.seed!r}: expected an int or None")
-        if isinstance(self.exclude, str) or not all(isinstance(path, str) for path in self.exclude):
+        if not isinstance(self.exclude, tuple) or not all(isinstance(path, str) for path in self.exclude):
             raise TypeError(f"exclude={self.exclude!r}: expected a tuple of attribute paths, such as ('writer',)")
         for name, item in self.extra_state.items():
             if not (callable(getattr(item, "state_dict", None)) and callable(getattr(item, "load_state_dict", None))):

@@ -27,7 +27,7 @@ class Case:
     private : bool
         Noise is fresh after a kill: rounds and history agree, bits do not.
     keyed_by_node : bool
-        Its state speaks of node ids; they have to survive.
+        Its state speaks of node ids, or it trains them in turn; they have to survive.
     """
 
     name: str
@@ -89,7 +89,7 @@ def _message(name: str, make: Callable[[], Any], client: Any = message_lab.avera
 def message_cases() -> list[Case]:
     """All message-API strategies."""
     s = message
-    cases = [
+    return [
         _message("FedAvg", s.FedAvg),
         _message("FedProx", lambda: s.FedProx(proximal_mu=0.1)),
         _message("FedAvgM", lambda: s.FedAvgM(server_learning_rate=0.5, server_momentum=0.9)),
@@ -137,7 +137,6 @@ def message_cases() -> list[Case]:
             keyed_by_node=True,
         ),
     ]
-    return cases
 
 
 class BoosterClient(legacy_lab.FakeClient):
@@ -237,7 +236,11 @@ def legacy_cases() -> list[Case]:
             private=True,
         ),
         _legacy("DPFedAvgFixed", lambda **rest: s.DPFedAvgFixed(s.FedAvg(**rest), 4, 1.0, 0.1), private=True),
-        _legacy("DPFedAvgAdaptive", lambda **rest: s.DPFedAvgAdaptive(s.FedAvg(**rest), 4, clip_count_stddev=2.0), private=True),
+        _legacy(
+            "DPFedAvgAdaptive",
+            lambda **rest: s.DPFedAvgAdaptive(s.FedAvg(**rest), 4, clip_count_stddev=2.0),
+            private=True,
+        ),
     ]
     for cls, arguments in ((s.FedXgbBagging, {"evaluate_function": _central_parameters}), (s.FedXgbCyclic, {})):
         cases.append(
@@ -246,6 +249,7 @@ def legacy_cases() -> list[Case]:
                 _booster_strategy(cls, **arguments),
                 BoosterClient,
                 lambda salt: Parameters([booster(1, 0.5)], ""),
+                keyed_by_node=cls is s.FedXgbCyclic,
             )
         )
     return cases

@@ -26,14 +26,14 @@ UNUSUAL = [case.name for case in unusual.unusual_cases(Path(tempfile.gettempdir(
 
 def serve(case: Case, run: Path, salt: int, options: dict[str, Any]) -> dict[str, Any]:
     """One life of a server, to its end."""
+    ids = [11, 22, 33, 44] if case.keyed_by_node else None
     if case.name.startswith("message/"):
         strategy = CheckpointingStrategy(case.make(salt=salt), run, **options)
-        ids = [11, 22, 33, 44] if case.keyed_by_node else None
         grid = message.FakeGrid(case.client, salt, node_ids=ids)
         result = message.start(strategy, grid, num_rounds=ROUNDS, arrays=case.initial(salt))
         return message.told(result)
     strategy = CheckpointingStrategy(case.make(salt=salt), run, **options)
-    history = legacy.serve(strategy, legacy.clients(salt, make=case.client), ROUNDS)
+    history = legacy.serve(strategy, legacy.clients(salt, make=case.client, ids=ids), ROUNDS)
     strategy.close()
     return legacy.told(history, strategy.store.load().parameters())
 
@@ -83,8 +83,7 @@ def order_of(case: Case) -> list[str]:
 def kill_and_resume(case: Case, tmp_path: Path, kill_at: tuple[str, int], options: dict[str, Any]) -> Any:
     first, second = tmp_path / "first" / "log", tmp_path / "second" / "log"
     killed = life(case, tmp_path / "run", first, 1, kill_at, options)
-    if killed is not None:
-        pytest.skip(f"{case} has no {kill_at[0]} phase")
+    assert killed is None, f"{case} ended before it could be killed"
     resumed = life(case, tmp_path / "run", second, 2, None, options)
     check_sends(
         probe.noted(first),
@@ -97,7 +96,8 @@ def kill_and_resume(case: Case, tmp_path: Path, kill_at: tuple[str, int], option
 
 
 def moments_of(case: Case) -> list[tuple[str, int]]:
-    has_central = case.name != "legacy/FedXgbCyclic"
+    # One has no central evaluation; the other asks for it from inside its aggregate_fit, where training still goes on.
+    has_central = case.name not in ("legacy/FedXgbCyclic", "legacy/QFedAvg")
     return [moment for moment in MOMENTS if has_central or moment[0] != "central"]
 
 
@@ -125,9 +125,7 @@ def test_an_unusual_strategy_ends_in_the_same_bits(
     files.mkdir()
     reference.mkdir()
     case = _unusual(name, files)
-    whole = life(
-        _unusual(name, reference), tmp_path / "whole", tmp_path / "logs" / "log", 1, None, {"seed": 5}
-    )
+    whole = life(_unusual(name, reference), tmp_path / "whole", tmp_path / "logs" / "log", 1, None, {"seed": 5})
     resumed = kill_and_resume(case, tmp_path, moment, {"seed": 5})
     compare(case, whole, resumed)
     assert {p.name: p.read_bytes() for p in files.iterdir()} == {p.name: p.read_bytes() for p in reference.iterdir()}
@@ -138,9 +136,9 @@ def _unusual(name: str, folder: Path) -> Case:
     return next(case for case in unusual.unusual_cases(folder) if case.name == name)
 
 
-@pytest.mark.parametrize(("case", "kill_at"), [p for p in PARAMETERS if p.values[1] in (("evaluate", 2), ("central", 4))])
-def test_before_release_no_finished_phase_is_sent_again(
-    case: Case, kill_at: tuple[str, int], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("case", "kill_at"), [p for p in PARAMETERS if p.values[1] in (("evaluate", 2), ("central", 4))]
+)
+def test_before_release_no_finished_phase_is_sent_again(case: Case, kill_at: tuple[str, int], tmp_path: Path) -> None:
     resumed = kill_and_resume(case, tmp_path, kill_at, {"seed": 5, "durable": "before-release"})
     compare(case, uninterrupted(case), resumed)

@@ -182,7 +182,9 @@ def test_initial_parameters_from_a_client_are_asked_for_once(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [math.nan, -0.0, 2**53 + 1, b"\x00\xff", "text", True, np.float64(0.1), np.float32(0.1), [1, 2.5]], ids=repr
+    "value",
+    [math.nan, -0.0, 2**53 + 1, b"\x00\xff", "text", True, np.float64(0.1), np.float32(0.1), [1, 2.5]],
+    ids=repr,
 )
 def test_metrics_come_back_equal_by_repr(value: Any, run: Path) -> None:
     def evaluate_fn(server_round: int, weights: Any, config: Any) -> Any:
@@ -225,7 +227,9 @@ def test_another_api_is_refused(run: Path) -> None:
 
 def test_a_wrapper_around_ours_is_told_to_turn_it_around(run: Path) -> None:
     inner = CheckpointingStrategy(strategy_of(), run)
-    with pytest.raises(CheckpointError, match=r"CheckpointingStrategy\(DifferentialPrivacyServerSideFixedClipping\(FedAvg"):
+    with pytest.raises(
+        CheckpointError, match=r"CheckpointingStrategy\(DifferentialPrivacyServerSideFixedClipping\(FedAvg"
+    ):
         counted(DifferentialPrivacyServerSideFixedClipping(inner, 0.1, 1.0, 4))
 
 
