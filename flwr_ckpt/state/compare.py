@@ -10,7 +10,7 @@ from typing import Any
 
 from .arrays import ARRAY_KINDS
 from .leaves import Node
-from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, SEQUENCE_KINDS, Tree, entries, token
+from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, SEQUENCE_KINDS, Tree, entries, kind_of, token
 
 _UNORDERED = frozenset({"set", "frozenset"})
 _NOT_COMPARED = frozenset({"v", "kv", "id", "at", "blob", "blobs"})
@@ -95,3 +95,20 @@ def _head(node: dict[str, Any]) -> str:
 
 def _element(node: Node) -> str:
     return token(node)
+
+
+def has_changed(node: Node, tree: Tree, then: Tree) -> bool:
+    """Whether anything below is state: more than plain values, or plain values that the run has changed."""
+    for below in tree.walk(node):
+        kind = kind_of(below)
+        if kind in ARRAY_KINDS or kind in ("generator", "stateful"):
+            return True
+        if kind == "object" and _differs(below, tree, then.by_id.get(below["id"]), then):
+            return True
+    return False
+
+
+def _differs(node: dict[str, Any], tree: Tree, before: dict[str, Any] | None, then: Tree) -> bool:
+    if before is None or before["$"] != "object" or before["v"].keys() != node["v"].keys():
+        return True
+    return any(not alike(value, tree, before["v"][name], then) for name, value in node["v"].items())

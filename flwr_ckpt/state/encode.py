@@ -8,15 +8,10 @@ levels lie in a list beside the roots (``{"$": "deep", "n": index}``), because J
 from __future__ import annotations
 
 import collections
-import enum
-import functools
-import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from flwr_ckpt.store.errors import CheckpointError
 from flwr_ckpt.store.values import Json
@@ -27,37 +22,24 @@ from .classes import OwnPackages, is_named_tuple, type_name
 from .flower import (
     RUNTIME_HANDLES,
     STRATEGIES,
-    Array,
-    ArrayRecord,
     ConfigRecord,
     MetricRecord,
-    Parameters,
     RecordDict,
 )
-from .leaves import Node, base64_text, encode_leaf, encode_scalar, is_text
-from .objects import attributes, container_base, has_state_dict
+from .leaves import Node, encode_scalar, is_text
+from .objects import attributes, content_of, has_state_dict
 from .paths import Names, Path
+from .singles import Opaque, SingleEncoder, name_of, unstorable_state_dict
 
 _LEVELS_IN_PLACE = 40
 _FACTORIES = (int, float, complex, bool, str, bytes, list, dict, set, tuple, collections.Counter, collections.deque)
 FACTORY_BY_NAME: dict[str, Any] = {factory.__name__: factory for factory in _FACTORIES}
+Child = tuple[Any, Any, Any, str, Any]  # value, where its node goes (container, slot), and its step of the path
 _INFINITY = float("inf")
 _SMALL = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Opaque:
-    """Something that is not state: where it stands, and what it is."""
-
-    path: Path
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} ({self.name})" if self.name else self.kind
-
-
-@dataclass(slots=True)
 class Encoded:
     """What one walk found.
 
@@ -73,7 +55,7 @@ class Encoded:
 
     tree: Json
     objects: dict[str, object]
-    opaque: dict[str, Opaque] = field(default_factory=dict)
+    opaque: dict[str, Opaque]
 
 
 class Encoder:
@@ -102,21 +84,20 @@ class Encoder:
         self._anchors = anchors
         self._excluded = excluded
         self._names = Names(anchors.values())
-        self._arrays = arrays(Names())
+        self._singles = SingleEncoder(own, arrays(Names()))
         self._stack: list[tuple[Any, Any, Any, Path | None, str, Any]] = []
         self._met: dict[int, tuple[object, dict[str, Any], Path | None, str, Any]] = {}
         self._open: dict[int, int] = {}  # containers we are inside of, with their depth
         self._open_objects: list[int] = [0]  # depths of the objects we are inside of
         self._deep: list[Node] = []
-        self._found = Encoded({}, {})
+        self._objects: dict[str, object] = {}
 
     def encode(self, roots: Mapping[str, object]) -> Encoded:
         nodes: dict[str, Node] = {}
         for name, value in roots.items():
             self._stack.append((value, nodes, name, None, "attribute", name))
             self._drain()
-        self._found.tree = {"roots": nodes, "deep": self._deep}
-        return self._found
+        return Encoded({"roots": nodes, "deep": self._deep}, self._objects, self._singles.opaque)
 
     def _drain(self) -> None:
         stack = self._stack
@@ -158,48 +139,29 @@ class Encoder:
         return {"$": "same", "as": node["id"]}
 
     def _unusual(self, value: Any, path: Path) -> Node:
-        node = encode_leaf(value)
+        node = self._singles.plain(value, path)
         if node is not None:
             return node
-        if isinstance(value, enum.Enum):
-            return self._enum(value, path)
-        if isinstance(value, RUNTIME_HANDLES):
-            return self._runtime(value, path)
+        node = self._singles.data(value, path)
+        if node is not None:
+            self._met[id(value)] = (value, node, path.parent, path.kind, path.key)
+            return node
         for matches, encode in _KINDS:
-            if matches(value):
-                node = encode(self, value, path)
-                if node is not None:
-                    if type(value) is not bytes:
-                        self._met.setdefault(id(value), (value, node, path.parent, path.kind, path.key))
-                    return node
+            if matches(value) and (node := encode(self, value, path)) is not None:
+                return node
         if has_state_dict(value) and not _is_strategy(value, path):
             return self._stateful(value, path)
         if path.parent is None or self._own.walks(value):
             return self._object(value, path)
-        if callable(value):
-            return self._callable(value, path)
-        return self._opaque(value, path)
+        return self._singles.function(value) or self._singles.not_state(value, path)
 
-    def _enum(self, value: enum.Enum, path: Path) -> Node:
-        cls = type(value)
-        if self._own.finds_value_class(cls):
-            if value.name is not None and cls.__members__.get(value.name) is value:
-                return {"$": "enum", "type": type_name(cls), "name": value.name}
-            if isinstance(value, enum.Flag):
-                return {"$": "enum", "type": type_name(cls), "flags": int(value.value)}
-        return self._opaque(value, path)
-
-    def _runtime(self, value: object, path: Path) -> Node:
-        if path.in_state_dict:
-            raise self._unstorable_state_dict(type_name(type(value)), path)
-        return {"$": "runtime", "type": type_name(type(value))}
-
-    def _array(self, value: Any, path: Path) -> Node | None:
-        encode = next(encode for kind, encode in _ARRAYS if isinstance(value, kind))
-        return encode(self._arrays, value, path)
-
-    def _tensor(self, value: Any, path: Path) -> Node | None:
-        return self._arrays.tensor(value, path)
+    def _method(self, value: types.MethodType, path: Path) -> Node | None:
+        """A bound method of an object that is walked; by name, because it is made anew at each access."""
+        owner = self._met.get(id(value.__self__))
+        found = getattr(type(value.__self__), value.__name__, None)
+        if owner is None or "id" not in owner[1] or found is not value.__func__:
+            return None
+        return {"$": "method", "name": value.__name__, "of": owner[1]["id"]}
 
     def _generator(self, value: Any, path: Path) -> Node | None:
         state = generators.state_of(value)
@@ -209,30 +171,6 @@ class Encoder:
         self._identify(value, node, path)
         self._stack.append((state, node, "v", path, "call", "state"))
         return node
-
-    def _callable(self, value: Any, path: Path) -> Node:
-        if isinstance(value, types.MethodType):
-            owner = self._met.get(id(value.__self__))
-            found = getattr(type(value.__self__), value.__name__, None)
-            if owner is not None and "id" in owner[1] and found is value.__func__:
-                return {"$": "method", "name": value.__name__, "of": owner[1]["id"]}
-            return self._opaque(value, path)
-        name = self._own.function_name(value)
-        return self._opaque(value, path) if name is None else {"$": "function", "name": name}
-
-    def _opaque(self, value: object, path: Path) -> Node:
-        kind, name = type_name(type(value)), _name_of(value)
-        if path.in_state_dict:
-            raise self._unstorable_state_dict(f"{kind} {name}".strip(), path)
-        self._found.opaque[str(path)] = Opaque(path, kind, name)
-        return {"$": "opaque", "type": kind, "name": name}
-
-    @staticmethod
-    def _unstorable_state_dict(what: str, path: Path) -> CheckpointError:
-        return CheckpointError(
-            f"{path}: a {what}, which cannot be stored. A state_dict may hold plain values, arrays, tensors and the "
-            "containers of the standard library; leave the entry out of it, or exclude the object"
-        )
 
     # -- containers ----------------------------------------------------------------------------------------------
 
@@ -251,102 +189,68 @@ class Encoder:
         if len(self._open_objects) > 1 and self._open_objects[-1] == depth:
             self._open_objects.pop()
 
-    def _children(self, owner: object, children: Iterable[tuple[Any, Any, Any, str, Any]], path: Path) -> None:
-        """Queue what is not a plain value; the first child is the first to be visited."""
-        queued = [(value, out, slot, path, kind, key) for value, out, slot, kind, key in children]
+    def _below(self, owner: object, node: dict[str, Any], path: Path, pending: list[Child]) -> Node:
+        """Queue what is not a plain value, the first to be visited first; return what goes in the node's place."""
+        if not pending:
+            return node
+        placed = self._enter(owner, path, node)
         self._stack.append((None, None, owner, None, "", None))
-        queued.reverse()
-        self._stack.extend(queued)
+        self._stack.extend((value, out, slot, path, kind, key) for value, out, slot, kind, key in reversed(pending))
+        return placed
 
     def _sequence(self, value: Any, node: dict[str, Any], path: Path, values: Iterable[Any] | None = None) -> Node:
         items: list[Any] = []
         node["v"] = items
-        pending = []
+        pending: list[Child] = []
         for index, item in enumerate(value if values is None else values):
             if _stands_for_itself(item):
                 items.append(item)
             else:
                 items.append(None)
                 pending.append((item, items, index, "item", index))
-        if not pending:
-            if type(value) in (tuple, frozenset):
-                del self._met[id(value)]  # Python shares constants; that is no alias anybody could notice
-            return node
-        placed = self._enter(value, path, node)
-        self._children(value, pending, path)
-        return placed
+        if not pending and type(value) in (tuple, frozenset):
+            del self._met[id(value)]  # Python shares constants; that is no alias anybody could notice
+        return self._below(value, node, path, pending)
 
-    def _mapping(self, value: Any, node: dict[str, Any], path: Path, kind: str = "item") -> Node:
+    def _mapping(self, value: Any, node: dict[str, Any], path: Path) -> Node:
         """A mapping with plain string keys is an object in JSON; any other a list of pairs, in order."""
-        if not self._excluded and _has_plain_keys(value):
-            return self._plain_mapping(value, node, path)
-        entries = list(self._entries(value, path, kind))
-        if all(type(key) is str for key, _, _ in entries):
-            node["v"] = {key: None for key, _, _ in entries}
-            places = [(item, node["v"], key, kind, original) for key, item, original in entries]
-        else:
-            pairs = node["kv"] = [[key, None] for key, _, _ in entries]
-            places = [(item, pair, 1, kind, original) for pair, (_, item, original) in zip(pairs, entries, strict=True)]
-        pending = []
-        for place in places:
-            item, out, slot = place[:3]
+        entries = self._entries(value, path)
+        by_name = all(type(name) is str for name, _, _ in entries)
+        items: dict[str, Any] = {}
+        pairs: list[list[Any]] = []
+        pending: list[Child] = []
+        for name, key, item in entries:
+            out: Any = items
+            slot: Any = name
+            if not by_name:
+                out, slot = [name, None], 1
+                pairs.append(out)
             if _stands_for_itself(item):
                 out[slot] = item
             else:
-                pending.append(place)
-        if not pending:
-            return node
-        placed = self._enter(value, path, node)
-        self._children(value, pending, path)
-        return placed
+                out[slot] = None
+                pending.append((item, out, slot, "item", key))
+        node.update({"v": items} if by_name else {"kv": pairs})
+        return self._below(value, node, path, pending)
 
-    def _plain_mapping(self, value: Mapping[str, Any], node: dict[str, Any], path: Path) -> Node:
-        """Most mappings, and the large ones above all, in one pass."""
-        items: dict[str, Any] = {}
-        node["v"] = items
-        pending: list[tuple[Any, Any, Any, str, Any]] = []
+    def _entries(self, value: Mapping[Any, Any], path: Path) -> list[tuple[Node, Any, Any]]:
+        """(encoded key, key, item) of all that is state."""
+        some_excluded = self._excludes_below(path)
+        if not some_excluded and all(type(key) is str and key.isascii() for key in value):
+            return [(key, key, item) for key, item in value.items()]
+        found = []
         for key, item in value.items():
-            if _stands_for_itself(item):
-                items[key] = item
-            else:
-                items[key] = None
-                pending.append((item, items, key, "item", key))
-        if not pending:
-            return node
-        placed = self._enter(value, path, node)
-        self._children(value, pending, path)
-        return placed
-
-    def _entries(self, value: Any, path: Path, kind: str) -> Iterable[tuple[Node, Any, Any]]:
-        prefix = str(path) if self._excluded else ""
-        looks_up = bool(self._excluded) and any(entry.startswith(prefix) for entry in self._excluded)
-        for key, item in value.items():
-            if looks_up and str(Path(path, kind, key)) in self._excluded:
+            if some_excluded and str(path.item(key)) in self._excluded:
                 continue
-            node = key if type(key) is str and is_text(key) else self._key(key)
-            if node is None and key is not None:
-                if not isinstance(key, RUNTIME_HANDLES):
-                    self._opaque(key, path.item(key))
-                continue
-            yield node, item, key
+            name = key if type(key) is str and is_text(key) else self._singles.key(key)
+            if name is not None or key is None:
+                found.append((name, key, item))
+            elif not isinstance(key, RUNTIME_HANDLES):
+                self._singles.not_state(key, path.item(key))
+        return found
 
-    def _key(self, key: Any) -> Node | None:
-        """A key of a dict: any hashable plain value, and tuples of them; ``None`` if it cannot be stored."""
-        if key is None:
-            return None
-        scalar = encode_scalar(key)
-        if scalar is not None:
-            return scalar
-        if type(key) is bytes:
-            return {"$": "bytes", "v": base64_text(key)}
-        if type(key) in (tuple, frozenset):
-            parts = [self._key(part) for part in key]
-            if any(part is None and item is not None for part, item in zip(parts, key, strict=True)):
-                return None
-            return {"$": type(key).__name__, "v": parts}
-        if isinstance(key, enum.Enum) and self._own.finds_value_class(type(key)):
-            return self._enum(key, Path.root("key"))
-        return encode_leaf(key)
+    def _excludes_below(self, path: Path) -> bool:
+        return bool(self._excluded) and any(entry.startswith(str(path)) for entry in self._excluded)
 
     def _deque(self, value: collections.deque[Any], node: dict[str, Any], path: Path) -> Node:
         node["maxlen"] = value.maxlen
@@ -356,7 +260,7 @@ class Encoder:
         factory: Any = value.default_factory
         if factory is not None:
             known = FACTORY_BY_NAME.get(getattr(factory, "__name__", "")) is factory
-            node["factory" if known else "own_factory"] = factory.__name__ if known else _name_of(factory)
+            node["factory" if known else "own_factory"] = factory.__name__ if known else name_of(factory)
         return self._mapping(value, node, path)
 
     def _slice(self, value: slice, node: dict[str, Any], path: Path) -> Node:
@@ -372,9 +276,6 @@ class Encoder:
         self._met[id(value)] = (value, node, path.parent, path.kind, path.key)
         return self._sequence(value, node, path, tuple.__iter__(value))
 
-    def _torch_size(self, value: Any, path: Path) -> Node:
-        return {"$": "torch.Size", "v": [int(part) for part in value]}
-
     def _record(self, value: Any, path: Path) -> Node:
         kind = next(kind for kind in (ConfigRecord, MetricRecord, RecordDict) if isinstance(value, kind))
         node: dict[str, Any] = {"$": kind.__name__}
@@ -389,15 +290,15 @@ class Encoder:
         node["id"] = self._names.unique(where) if anchor is None else anchor
         if node["id"] != where:
             node["at"] = where
-        self._found.objects[node["id"]] = value
+        self._objects[node["id"]] = value
         self._met[id(value)] = (value, node, path.parent, path.kind, path.key)
 
     def _stateful(self, value: Any, path: Path) -> Node:
+        if path.in_state_dict:
+            raise unstorable_state_dict(value, path)
         node: dict[str, Any] = {"$": "stateful", "type": type_name(type(value))}
         self._identify(value, node, path)
-        placed = self._enter(value, path, node)
-        self._children(value, [(_state_dict(value, path), node, "v", "call", "state_dict")], path)
-        return placed
+        return self._below(value, node, path, [(_state_dict(value, path), node, "v", "call", "state_dict")])
 
     def _object(self, value: object, path: Path) -> Node:
         node: dict[str, Any] = {"$": "object", "type": type_name(type(value))}
@@ -406,24 +307,20 @@ class Encoder:
             self._own.add(type(value))
         if self._own.rebuilds(type(value)):
             node["value"] = True
-        placed = self._enter(value, path, node)
-        places = []
+        elif path.in_state_dict:
+            raise unstorable_state_dict(value, path)
+        places: list[Child] = []
         node["v"] = {}
         for name, item in attributes(value).items():
             if not self._excluded or str(path.attribute(name)) not in self._excluded:
                 node["v"][name] = None
                 places.append((item, node["v"], name, "attribute", name))
-        content = _content_of(value)
+        content = content_of(value)
         if content is not None:
             places.append((content, node, "content", "call", "content"))
         if _is_strategy(value, path) and has_state_dict(value):
             places.append((_state_dict(value, path), node, "state_dict", "call", "state_dict"))
-        self._children(value, places, path)
-        return placed
-
-
-def _has_plain_keys(value: Mapping[Any, Any]) -> bool:
-    return all(type(key) is str and key.isascii() for key in value)
+        return self._below(value, node, path, places)
 
 
 def _stands_for_itself(value: Any) -> bool:
@@ -444,34 +341,8 @@ def _state_dict(value: Any, path: Path) -> Any:
         raise CheckpointError(f"{path}: its state_dict() raised {type(error).__name__}: {error}") from error
 
 
-def _content_of(value: object) -> Any:
-    """What an object of a class that inherits from a container holds beside its attributes."""
-    base: Any = container_base(value)
-    if base is None:
-        return None
-    return base(base.items(value) if issubclass(base, dict) else base.__iter__(value))
-
-
-def _name_of(value: object) -> str:
-    """Tells functions and classes apart that are not found by name; other objects only by their type."""
-    if isinstance(value, functools.partial):
-        return f"partial of {_name_of(value.func)}"
-    qualname = getattr(value, "__qualname__", None) if callable(value) else None
-    return f"{getattr(value, '__module__', '')}:{qualname}" if isinstance(qualname, str) else ""
-
-
 def _is_strategy(value: object, path: Path) -> bool:
     return isinstance(value, STRATEGIES) or (path.parent is None and path.key == "strategy")
-
-
-def _is_tensor(value: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
-
-
-def _is_torch_size(value: object) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and type(value) is torch.Size
 
 
 _CONTAINERS: dict[type, Callable[[Encoder, Any, dict[str, Any], Path], Node]] = {
@@ -489,20 +360,9 @@ _CONTAINERS: dict[type, Callable[[Encoder, Any, dict[str, Any], Path], Node]] = 
     types.MappingProxyType: Encoder._mapping,
 }
 
-_ARRAYS: tuple[tuple[Any, Callable[[ArrayEncoder, Any, Path], Node | None]], ...] = (
-    (np.ndarray, ArrayEncoder.ndarray),
-    ((bytes, bytearray), ArrayEncoder.bytes_),
-    (Parameters, ArrayEncoder.parameters),
-    (ArrayRecord, ArrayEncoder.array_record),
-    (Array, ArrayEncoder.array),
-)
-
 _KINDS: tuple[tuple[Callable[[object], bool], Callable[[Encoder, Any, Path], Node | None]], ...] = (
-    (lambda value: isinstance(value, (np.ndarray, Parameters, ArrayRecord, Array)), Encoder._array),
-    (lambda value: type(value) in (bytes, bytearray), Encoder._array),
-    (_is_tensor, Encoder._tensor),
     (generators.is_generator, Encoder._generator),
     (lambda value: isinstance(value, (ConfigRecord, MetricRecord, RecordDict)), Encoder._record),
-    (_is_torch_size, Encoder._torch_size),
     (lambda value: is_named_tuple(type(value)), Encoder._named_tuple),
+    (lambda value: isinstance(value, types.MethodType), Encoder._method),
 )

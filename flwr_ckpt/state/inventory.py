@@ -9,8 +9,8 @@ from typing import Any
 from flwr_ckpt.store.draft import Blob
 
 from .arrays import ARRAY_KINDS
-from .encode import Opaque
 from .leaves import Node
+from .singles import Opaque
 from .tree import NOT_STATE_KINDS, Tree, children, kind_of
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

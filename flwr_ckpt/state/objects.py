@@ -106,4 +106,12 @@ def container_base(obj: object) -> type | None:
     return next((base for base in _CONTAINER_BASES if isinstance(obj, base)), None)
 
 
+def content_of(obj: object) -> Any:
+    """What an object of a class that inherits from a container holds beside its attributes; ``None`` for others."""
+    base: Any = container_base(obj)
+    if base is None:
+        return None
+    return base(base.items(obj) if issubclass(base, dict) else base.__iter__(obj))
+
+
 _CONTAINER_BASES = (collections.OrderedDict, dict, list, set)

@@ -13,12 +13,14 @@ from .arrays import ArrayDecoder, ArrayEncoder, digest_of
 from .buffers import BlobCollector, BufferPool
 from .classes import OwnPackages
 from .compare import alike
-from .encode import Encoded, Encoder, Opaque
+from .encode import Encoded, Encoder
 from .inventory import inventory
 from .leaves import Node
+from .live import LiveObjects
 from .paths import Names
-from .restore import LiveObjects, Restorer
+from .restore import Restorer
 from .show import short
+from .singles import Opaque
 from .tree import MISSING, Tree, kind_of
 
 Roots = Mapping[str, Any]

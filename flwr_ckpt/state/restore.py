@@ -16,10 +16,11 @@ from flwr_ckpt.store.errors import CheckpointError
 
 from . import generators
 from .arrays import ARRAY_KINDS, ArrayDecoder
-from .classes import OwnPackages, type_name
-from .compare import alike
+from .classes import OwnPackages
+from .compare import alike, has_changed
 from .decode import Decoder, NotStateError
 from .leaves import Node
+from .live import LiveObjects
 from .objects import new_instance
 from .paths import Path
 from .places import (
@@ -36,42 +37,6 @@ from .show import short
 from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, OBJECT_KINDS, Tree, entries, holds_state, kind_of
 
 Entries = dict[str, tuple[Any, Node]]  # token -> key, node
-
-
-class LiveObjects:
-    """The objects of this process, found by the identity a stored node has, or else by its place.
-
-    Parameters
-    ----------
-    tree : Tree
-        As the live roots would be stored now.
-    objects : Mapping
-        The live object of each identity in it.
-    """
-
-    def __init__(self, tree: Tree, objects: Mapping[str, object]) -> None:
-        self._objects = objects
-        self._at = {node["at"]: identity for identity, node in tree.by_id.items() if "at" in node}
-
-    def find(self, node: dict[str, Any], stored: Tree) -> Any:
-        """The live object for a stored node, or `MISSING`.
-
-        By place only an object that does not stand for another stored one.
-        """
-        place = node.get("at", node["id"])
-        for identity in (node["id"], self._at.get(place, place)):
-            found = self._objects.get(identity, MISSING)
-            if identity != node["id"] and identity in stored.by_id:
-                continue
-            if found is not MISSING and _fits(found, node):
-                return found
-        return MISSING
-
-
-def _fits(live: object, node: dict[str, Any]) -> bool:
-    if node["$"] == "generator":
-        return generators.is_generator(live)
-    return type_name(type(live)) == str(node["type"])
 
 
 class Restorer:
@@ -311,7 +276,7 @@ class Restorer:
             if kind_of(now_node) in OBJECT_KINDS and _type_of(then_node) == node["type"] != now_node["type"]:
                 self._warn(path, node, then, now)
                 return KEEP
-            if same and not self._has_changed(node):
+            if same and not has_changed(node, self._stored, self._then):
                 return KEEP
             raise CheckpointError(self._not_there(node))
         target = self._decoder.decode(node)
@@ -321,18 +286,6 @@ class Restorer:
             return target
         self._warn(path, node, then, now)
         return KEEP
-
-    def _has_changed(self, node: dict[str, Any]) -> bool:
-        """Whether anything below is state: more than plain values, or plain values that the run has changed."""
-        if any(kind_of(below) in ARRAY_KINDS | {"generator", "stateful"} for below in self._stored.walk(node)):
-            return True
-        objects = (below for below in self._stored.walk(node) if kind_of(below) == "object")
-        return any(self._differs(found, self._then.by_id.get(found["id"])) for found in objects)
-
-    def _differs(self, node: dict[str, Any], then: dict[str, Any] | None) -> bool:
-        if then is None or then["$"] != "object" or then["v"].keys() != node["v"].keys():
-            return True
-        return any(not alike(value, self._stored, then["v"][name], self._then) for name, value in node["v"].items())
 
     def _whole(self, node: Node, then: Node, now: Node, live: Any, path: Path) -> Any:
         """A value that is put back as one, if it is put back."""

@@ -1,4 +1,4 @@
-"""A server that dies and starts again, as far as the state room is concerned: everything goes through JSON and bytes."""
+"""A server that dies and starts again, as far as state is concerned: everything goes through JSON and bytes."""
 
 from __future__ import annotations
 

@@ -235,13 +235,13 @@ def test_objects_with_a_state_dict_are_loaded() -> None:
 def test_a_strategys_own_state_dict_adds_to_what_was_found() -> None:
     class Both(Mine):
         def state_dict(self) -> dict[str, Any]:
-            return {"secret": HIDDEN["secret"]}
+            return {"secret": hidden["secret"]}
 
         def load_state_dict(self, state: dict[str, Any]) -> None:
             assert self.rate == 0.5  # the attributes are there already
             self.loaded = state
 
-    HIDDEN = {"secret": 7}
+    hidden = {"secret": 7}
     strategy, _ = restart(lambda: Both(rate=1.0), lambda alive: alive.__dict__.update(rate=0.5))
     assert strategy.loaded == {"secret": 7}
     assert strategy.rate == 0.5
@@ -258,7 +258,7 @@ def test_extra_state_is_loaded_and_has_to_be_there() -> None:
         Process(Mine()).resume(state)
 
 
-@pytest.mark.parametrize("held", [threading.Lock(), object(), lambda: 3])
+@pytest.mark.parametrize("held", [threading.Lock(), object(), lambda: 3, Helper()])
 def test_a_state_dict_that_cannot_be_stored_is_an_error_at_the_first_hook(held: Any) -> None:
     ready = Ready()
     ready.seen = [held]

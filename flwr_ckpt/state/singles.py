@@ -1,0 +1,145 @@
+"""Values without anything below them: enums, functions, arrays, handles of the server, and what is not state."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flwr_ckpt.store.errors import CheckpointError
+
+from .arrays import ArrayEncoder
+from .classes import OwnPackages, type_name
+from .flower import RUNTIME_HANDLES, Array, ArrayRecord, Parameters
+from .leaves import Node, base64_text, encode_leaf, encode_scalar
+from .paths import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Something that is not state; functions and classes have a name that tells them apart."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.name})" if self.name else self.kind
+
+
+class SingleEncoder:
+    """Makes nodes of single values, and notes by path those that are not state.
+
+    Parameters
+    ----------
+    own : OwnPackages
+    arrays : ArrayEncoder
+    """
+
+    def __init__(self, own: OwnPackages, arrays: ArrayEncoder) -> None:
+        self._own = own
+        self._arrays = arrays
+        self.opaque: dict[str, Opaque] = {}
+
+    def plain(self, value: object, path: Path) -> Node | None:
+        """A plain value or a handle, neither of which anybody else could hold and change; ``None`` if it is none."""
+        node = encode_leaf(value)
+        if node is not None:
+            return node
+        if isinstance(value, enum.Enum):
+            return self._enum(value) or self.not_state(value, path)
+        if isinstance(value, RUNTIME_HANDLES):
+            if path.in_state_dict:
+                raise unstorable_state_dict(value, path)
+            return {"$": "runtime", "type": type_name(type(value))}
+        if type(value) is bytes:
+            return self._arrays.bytes_(value, path)
+        return None
+
+    def data(self, value: object, path: Path) -> Node | None:
+        """An array, tensor, record of arrays or byte array; ``None`` if it is none, or none that can be stored."""
+        encode = next((encode for matches, encode in _DATA if matches(value)), None)
+        return None if encode is None else encode(self._arrays, value, path)
+
+    def function(self, value: object) -> Node | None:
+        """A function or class found under its name in the strategy's modules; ``None`` if it is not."""
+        name = self._own.function_name(value)
+        return None if name is None else {"$": "function", "name": name}
+
+    def not_state(self, value: object, path: Path) -> Node:
+        """Anything else.
+
+        Raises
+        ------
+        CheckpointError
+            If a ``state_dict`` holds it, which is stored whole or not at all.
+        """
+        if path.in_state_dict:
+            raise unstorable_state_dict(value, path)
+        found = Opaque(type_name(type(value)), name_of(value))
+        self.opaque[str(path)] = found
+        return {"$": "opaque", "type": found.kind, "name": found.name}
+
+    def key(self, key: Any) -> Node | None:
+        """A key of a dict: any hashable plain value, and tuples of them; ``None`` if it is none (or None itself)."""
+        scalar = encode_scalar(key)
+        if scalar is not None:
+            return scalar
+        if type(key) is bytes:
+            return {"$": "bytes", "v": base64_text(key)}
+        if type(key) in (tuple, frozenset):
+            parts = [self.key(part) for part in key]
+            if any(part is None and item is not None for part, item in zip(parts, key, strict=True)):
+                return None
+            return {"$": type(key).__name__, "v": parts}
+        return self._enum(key) if isinstance(key, enum.Enum) else encode_leaf(key)
+
+    def _enum(self, value: enum.Enum) -> Node | None:
+        cls = type(value)
+        if not self._own.finds_value_class(cls):
+            return None
+        if value.name is not None and cls.__members__.get(value.name) is value:
+            return {"$": "enum", "type": type_name(cls), "name": value.name}
+        return {"$": "enum", "type": type_name(cls), "flags": int(value.value)}
+
+
+def unstorable_state_dict(value: object, path: Path) -> CheckpointError:
+    """The error for what makes a whole ``state_dict`` unstorable."""
+    what = f"{type_name(type(value))} {name_of(value)}".strip()
+    return CheckpointError(
+        f"{path}: a {what}, which cannot be stored. A state_dict may hold plain values, arrays, tensors and the "
+        "containers of the standard library; leave the entry out of it, or name the object in exclude="
+    )
+
+
+def name_of(value: object) -> str:
+    """Tells functions and classes apart that are not found by name; other objects only by their type."""
+    if isinstance(value, functools.partial):
+        return f"partial of {name_of(value.func)}"
+    qualname = getattr(value, "__qualname__", None) if callable(value) else None
+    return f"{getattr(value, '__module__', '')}:{qualname}" if isinstance(qualname, str) else ""
+
+
+def _is_tensor(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_torch_size(value: object) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and type(value) is torch.Size
+
+
+_DATA: tuple[tuple[Callable[[object], bool], Callable[[ArrayEncoder, Any, Path], Node | None]], ...] = (
+    (lambda value: isinstance(value, np.ndarray), ArrayEncoder.ndarray),
+    (lambda value: type(value) is bytearray, ArrayEncoder.bytes_),
+    (lambda value: isinstance(value, Parameters), ArrayEncoder.parameters),
+    (lambda value: isinstance(value, ArrayRecord), ArrayEncoder.array_record),
+    (lambda value: isinstance(value, Array), ArrayEncoder.array),
+    (_is_tensor, ArrayEncoder.tensor),
+    (_is_torch_size, lambda _, value, __: {"$": "torch.Size", "v": [int(part) for part in value]}),
+)
