@@ -316,6 +316,7 @@ def test_what_numpy_lacks_is_bytes_with_its_name(run: Path) -> None:
         Blob("stated", raw, "npy", "bfloat16", (2, 3), "torch.raw"),
         Blob("void", npy(np.frombuffer(raw, "V2")), "npy", "bfloat16", (6,), "numpy.ndarray"),
         Blob("opaque", raw, "npy"),
+        Blob("objects", raw + raw[:4], "raw", "object", (2,)),
         Blob("plain", raw, "raw", "float32", (3,)),
         Blob("short", npy(np.arange(9))[:-1], "npy", "int64", (9,)),
     )
@@ -325,6 +326,7 @@ def test_what_numpy_lacks_is_bytes_with_its_name(run: Path) -> None:
         np.testing.assert_array_equal(checkpoint.arrays[name], np.frombuffer(raw, "u1"), strict=True)
     assert [checkpoint.dtypes[name] for name in ("raw", "stated", "void")] == ["bfloat16"] * 3
     assert checkpoint.dtypes["opaque"] == "uint8"
+    assert checkpoint.arrays["objects"].dtype == np.uint8
     np.testing.assert_array_equal(checkpoint.arrays["plain"], np.frombuffer(raw, "<f4"), strict=True)
     assert checkpoint.arrays["short"].dtype == np.uint8
     assert checkpoint.array_record()["stated"].data == raw
@@ -441,6 +443,8 @@ def test_load_falls_back_with_a_warning_and_load_of_the_round_raises(
     assert_same(checkpoint.arrays, weights(1))
     assert len(warnings()) == 1
     assert str(path) in warnings()[0]
+    wrong = [result for result in CheckpointStore(run).verify() if not result.ok]
+    assert [(result.round, result.phase) for result in wrong] == [(2, "train")]
     if damage == "data":
         with pytest.raises(CheckpointCorruptError, match=path.name):
             CheckpointStore(run).load(2)
@@ -453,6 +457,16 @@ def test_a_truncated_file_makes_no_round(run: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
     assert [record.round for record in CheckpointStore(run).rounds()] == [0]
     assert CheckpointStore(run).load().round == 0
+
+
+def test_a_truncated_file_of_an_older_round_leaves_the_others(run: Path) -> None:
+    server = Server(run).start()
+    server.train(1)
+    server.train(2)
+    os.truncate(files_of(run, "round-00000001/*arrays*")[0], 10)
+    assert [record.round for record in CheckpointStore(run).rounds()] == [0, 2]
+    with pytest.raises(CheckpointCorruptError, match="round 1 is damaged"):
+        CheckpointStore(run).load(1)
 
 
 def test_nothing_sound_is_not_found(run: Path) -> None:

@@ -165,9 +165,9 @@ def test_inside_a_flower_app_is_refused(table: str, tmp_path: Path) -> None:
 
 def test_inside_a_flower_app_by_a_link_is_refused(tmp_path: Path) -> None:
     app = tmp_path / "app"
-    app.mkdir()
+    (app / "data").mkdir(parents=True)
     (app / "pyproject.toml").write_text("[tool.flwr.app]\n")
-    (tmp_path / "link").symlink_to(app)
+    (tmp_path / "link").symlink_to(app / "data")
     with pytest.raises(ValueError, match="Flower app"):
         prepare(locate(tmp_path / "link" / "digits"))
 
