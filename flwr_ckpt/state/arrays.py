@@ -25,10 +25,15 @@ ARRAY_KINDS = frozenset({"ndarray", "masked", "tensor", "Parameters", "Array", "
 BYTES_KINDS = frozenset({"bytes", "bytearray", "large bytes"})
 
 _LARGE_BYTES = 1024
-_PLAIN_DTYPES = frozenset({
-    "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "float32", "float64", "bfloat16", "float8_e4m3fn", "float8_e5m2",
-})  # fmt: skip
+# what any tool can read in the file; all else is stored as opaque bytes, its true type in the tree
+_NUMPY_NAMES: dict[np.dtype[Any], str] = {
+    np.dtype(name): name
+    for name in (
+        "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
+        "float16", "float32", "float64",
+    )
+}  # fmt: skip
+_TORCH_NAMES = frozenset({*_NUMPY_NAMES.values(), "bfloat16", "float8_e4m3fn", "float8_e5m2"})
 _ARRAY_CLASSES: dict[str, type[np.ndarray[Any, Any]]] = {"recarray": np.recarray, "matrix": np.matrix}
 
 
@@ -66,10 +71,10 @@ class ArrayEncoder:
             node["class"] = name
         if self._collector is not None:
             plain = array.view(np.ndarray)
-            fits = array.dtype.isnative and array.dtype.name in _PLAIN_DTYPES and not is_fortran(array)
-            shape = array.shape if fits else (array.nbytes,)
+            dtype_name = "" if "order" in node else _NUMPY_NAMES.get(array.dtype, "")
+            shape = array.shape if dtype_name else (array.nbytes,)
             node["blob"] = self._names.unique(path.blob_name())
-            self._collector.add(node["blob"], plain, dtype=array.dtype.name if fits else "", shape=shape)
+            self._collector.add(node["blob"], plain, dtype=dtype_name, shape=shape)
         return node
 
     def _masked(self, array: np.ma.MaskedArray[Any, Any], path: Path) -> Node | None:
@@ -94,7 +99,7 @@ class ArrayEncoder:
             node["parameter"] = True
         if self._collector is not None:
             plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            fits = dtype in _PLAIN_DTYPES
+            fits = dtype in _TORCH_NAMES
             data = plain.reshape(-1).view(torch.uint8).numpy()
             node["blob"] = self._names.unique(path.blob_name())
             shape = tuple(tensor.shape) if fits else (data.nbytes,)

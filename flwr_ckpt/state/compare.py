@@ -10,7 +10,7 @@ from typing import Any
 
 from .arrays import ARRAY_KINDS
 from .leaves import Node
-from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, SEQUENCE_KINDS, Tree, entries, kind_of, token
+from .tree import MAPPING_KINDS, NOT_STATE_KINDS, SEQUENCE_KINDS, Tree, entries, kind_of, token
 
 _UNORDERED = frozenset({"set", "frozenset"})
 _NOT_COMPARED = frozenset({"v", "kv", "id", "at", "blob", "blobs"})
@@ -24,10 +24,7 @@ def alike(left: Node, left_tree: Tree, right: Node, right_tree: Tree) -> bool:
         a, b = stack.pop()
         a, b = left_tree.resolve(a), right_tree.resolve(b)
         if not isinstance(a, dict) or not isinstance(b, dict):
-            if a is MISSING or b is MISSING:
-                if a is not b:
-                    return False
-            elif type(a) is not type(b) or repr(a) != repr(b):
+            if repr(a) != repr(b):  # tells 1 from True and 1.0, and 0.0 from -0.0; NaN is NaN
                 return False
             continue
         if (id(a), id(b)) in seen:

@@ -157,6 +157,15 @@ def test_an_object_that_the_run_replaces_by_another_of_its_class_gets_the_state(
     assert strategy.helper.value == 2
 
 
+def test_an_object_that_is_still_needed_elsewhere_does_not_take_anothers_state() -> None:
+    def make() -> Mine:
+        helper = Helper("first")
+        return Mine(active=helper, all=[helper])
+
+    with pytest.raises(CheckpointError, match=r"^strategy\.active: "):
+        restart(make, lambda alive: setattr(alive, "active", Helper("second")))
+
+
 def test_the_same_object_in_two_places_stays_one() -> None:
     def make() -> Mine:
         helper, weights = Helper(0), np.arange(3)
