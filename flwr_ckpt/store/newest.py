@@ -36,14 +36,14 @@ def read_commit(files: Files, name: CommitName) -> Commit:
     """
     path = files.describe(name.key)
     try:
-        data = files.read(name.key, 0, LARGEST + 1)
+        data = files.read(name.key) if (files.size(name.key) or 0) <= LARGEST else None
     except FileNotFoundError:
         raise VanishedError(name.key) from None
     except OSError as error:
         if not is_damage(error):
             raise
         raise CheckpointCorruptError(f"{path}: cannot be read ({error})") from error
-    if len(data) > LARGEST:
+    if data is None:
         raise CheckpointCorruptError(f"{path}: larger than any manifest, which has at most {LARGEST} bytes")
     commit = decode(data, path)
     if commit.name != name:

@@ -103,7 +103,9 @@ class Retention:
         self._own: dict[CommitName, Mapping[str, _Reference]] = {}
         self._written: set[str] = set()  # own files that are there, as far as is known
         self._older: Older | None = None
-        self._dead: list[CommitName] = []
+        # What is still to be done: a deletion that fails is tried again by the next run.
+        self._condemned: set[CommitName] = set()
+        self._touched: set[str] = set()
 
     # --- told by the writer --------------------------------------------------------------------------------------
 
@@ -130,10 +132,13 @@ class Retention:
             self._take_news()
             if self._head is None:
                 return
-            if self._older is None and not self._list(self._head):
+            if self._older is None:
+                self._older = self._list(self._head)
+            if self._older is None:
                 return
-            folders = self._remove_manifests(self._doomed(self._head))
-            self._remove_files(folders)
+            self._condemn(self._head)
+            self._remove_manifests(self._older)
+            self._remove_files(self._older)
             self.crowded = frozenset(self._crowded(self._head.name))
 
     def _take_news(self) -> None:
@@ -149,69 +154,63 @@ class Retention:
                 self._head = news.commit
                 self._record(news.name)
 
-    def _list(self, head: Commit) -> bool:
+    def _list(self, head: Commit) -> Older | None:
         """Find what older servers left; not if there is a newer one, to whom that now belongs."""
         keys = self._files.keys()
         if highest_generation(keys) > self._generation:
-            return False
-        self._older = Older(self._files, keys, self._generation, head, spare=self._damaged is None)
-        self._dead.extend(self._older.dead)
-        for name in self._older.on_line:
-            if name in (self._damaged or ()):
-                self._dead.append(name)
-                continue
-            self._names[name.round].add(name)
-            self._record(name)
+            return None
+        older = Older(self._files, keys, self._generation, head, spare=self._damaged is None)
+        condemned = self._damaged or ()
+        self._condemned.update(older.dead)
+        self._condemned.update(name for name in older.on_line if name in condemned)
+        for name in older.on_line:
+            if name not in condemned:
+                self._names[name.round].add(name)
+                self._record(name)
         self._metrics = {number: self._metrics.get(number, {}) for number in self._names}
-        return True
+        return older
 
     def _record(self, name: CommitName) -> None:
         if name.phase != "attempt" and name.round not in self._records:
             metrics = self._metrics.setdefault(name.round, {})
             self._records[name.round] = RoundRecord(name.round, metrics)
 
-    def _doomed(self, head: Commit) -> list[CommitName]:
-        """Forget the rounds that are not kept, and list their commits and the dead ones."""
+    def _condemn(self, head: Commit) -> None:
+        """Forget the rounds that are not kept; their commits are to be deleted."""
         kept = self._keep.select(list(self._records.values())) | {head.round, max(self._records, default=head.round)}
-        names, self._dead = self._dead, []
         for number in [number for number in self._names if number not in kept]:
-            names.extend(self._names.pop(number))
+            self._condemned.update(self._names.pop(number))
             self._records.pop(number, None)
             self._metrics.pop(number, None)
-        return names
 
-    def _remove_manifests(self, names: Iterable[CommitName]) -> set[str]:
-        """Delete commits, oldest round first and in a round the last phase's first; give their folders."""
-        assert self._older is not None
-        folders = set()
-        for name in sorted(names, key=lambda one: (one.round, PHASES_LAST_FIRST.index(one.phase), one.generation)):
-            if name.generation == self._generation:
+    def _remove_manifests(self, older: Older) -> None:
+        """Delete the condemned commits, oldest round first and in a round the last phase's first."""
+        for name in sorted(self._condemned, key=lambda one: (one.round, PHASES_LAST_FIRST.index(one.phase), one)):
+            self._touched.add(round_folder(name.round))
+            if name.generation < self._generation:
+                older.remove(name)
+            else:
                 self._files.remove(name.key)
                 for key in self._own.pop(name):
                     del self._referrers[key][name]
-            else:
-                self._older.remove(name)
-            folders.add(round_folder(name.round))
+            self._condemned.discard(name)
         # No file may go before it is certain that the manifests which refer to it do not come back.
-        for folder in sorted(folders):
-            self._sync_folder(folder)
-        return folders
+        for folder in sorted(self._touched):
+            with suppress(FileNotFoundError):  # it went with its last file
+                self._files.sync_folder(folder)
 
-    def _sync_folder(self, folder: str) -> None:
-        with suppress(FileNotFoundError):  # it went with its last file
-            self._files.sync_folder(folder)
-
-    def _remove_files(self, folders: set[str]) -> None:
-        assert self._older is not None
+    def _remove_files(self, older: Older) -> None:
+        """Delete the files that no commit refers to, and the folders that are empty then."""
         for key in sorted(key for key in self._written if not self._referrers[key]):
+            self._touched.add(key.rpartition("/")[0])
             self._files.remove(key)
             self._written.discard(key)
             del self._referrers[key]
-            folders.add(key.rpartition("/")[0])
-        folders |= self._older.remove_files(key for key, referrers in self._referrers.items() if referrers)
-        for folder in folders - {HISTORY}:
+        self._touched |= older.remove_files(key for key, referrers in self._referrers.items() if referrers)
+        for folder in self._touched - {HISTORY}:
             self._files.remove_folder(folder)
-        self._older.remove_fences()
+        self._touched.clear()
+        older.remove_fences()
 
     def _crowded(self, head: CommitName) -> Iterator[str]:
         """Find the own files that the newest commit refers to and that are mostly dead, for older commits too."""

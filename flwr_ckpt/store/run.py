@@ -227,15 +227,24 @@ class RunReader:
         return found
 
     def _steadily(self, work: Callable[[Line], _T]) -> _T:
-        """Work on one listing, and begin again when something in it turns out to be gone."""
+        """Work on one listing, and begin again when something in it turns out to be gone, or newer than all of it.
+
+        A listing is not of one moment: while it is taken, a live server may add a round beyond where it has come to
+        and remove the last one that it has not come to.
+        """
+        vanished = ""
         for _ in range(_TRIES):
+            keys = self._files.keys()
             try:
-                return work(Line(self._files, self._files.keys(), self._warn))
+                result = work(Line(self._files, keys, self._warn))
             except VanishedError as error:
-                vanished = error
+                vanished = str(error)
+                continue
+            if _newest_name(keys) == _newest_name(self._files.keys()):
+                return result
         raise CheckpointError(
-            f"{self._files.describe()}: files vanish while they are read (the last: {vanished}); is something other "
-            "than flwr-ckpt deleting them?"
+            f"{self._files.describe()}: the run changes faster than it can be read"
+            + (f"; the last file to vanish was {vanished}. Is something else deleting files?" if vanished else "")
         )
 
     def _newest(self, line: Line) -> Commit | None:
@@ -312,7 +321,7 @@ class RunReader:
         """The newest commit; found again only if a server has opened the run, or that round came later."""
         if self._known is not None:
             fences, head = self._known
-            if head.round >= server_round and fences == self._files.keys(FENCES):
+            if head.round > server_round and fences == self._files.keys(FENCES):
                 return head
         return self.newest()
 
@@ -326,6 +335,11 @@ class RunReader:
         if key not in self._warned:
             self._warned.add(key)
             logger.warning("%s", message)
+
+
+def _newest_name(keys: Sequence[str]) -> tuple[int, int] | None:
+    names = [(name.generation, name.round) for name in map(parse_manifest, keys) if name is not None]
+    return max(names, default=None)
 
 
 def _extents(names: Sequence[CommitName]) -> tuple[Extent, ...]:

@@ -123,7 +123,7 @@ def test_one_array_under_two_names_is_written_once(run: Path) -> None:
     assert loaded.state == {"initial_parameters": twin.data, "other": blob("", large + 1).data}
 
 
-# --- unchanged arrays ----------------------------------------------------------------------------------------------
+# --- unchanged arrays --------------------------------------------------------------------------------------------
 
 
 def _places(run: Path, name: str) -> list[str]:
@@ -196,9 +196,10 @@ def test_the_first_train_commit_of_a_generation_refers_to_nothing_older(run: Pat
     assert whole.documents == {"tree": "x" * 20_000}
 
 
-# --- kills -----------------------------------------------------------------------------------------------------------
+# --- kills -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient_disk")
 def test_a_kill_ahead_of_any_operation_loses_nothing_durable(tmp_path: Path) -> None:
     script = [initial(), train(1), later(1), train(2)]
     states = [None, (0, "initial", 0), (1, "train", 1), (1, "evaluate", 1), (2, "train", 2)]
@@ -228,7 +229,7 @@ def test_a_kill_ahead_of_any_operation_loses_nothing_durable(tmp_path: Path) -> 
     assert at > 50
 
 
-# --- disks that fail -----------------------------------------------------------------------------------------------
+# --- disks that fail ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("failing", ["arrays", "strategy", "train.manifest"])
@@ -249,7 +250,11 @@ def test_after_a_failed_commit_the_next_round_carries_both(run: Path, failing: s
     writer.commit(train(2))
     loaded = reader(run).resume()
     assert loaded is not None
-    assert [(outcome.round, outcome.phase) for outcome in loaded.outcomes] == [(1, "train"), (1, "evaluate"), (2, "train")]
+    assert [(outcome.round, outcome.phase) for outcome in loaded.outcomes] == [
+        (1, "train"),
+        (1, "evaluate"),
+        (2, "train"),
+    ]
     assert len(disk.tried) == len(set(disk.tried)), "a name was tried twice"
 
 
@@ -292,20 +297,21 @@ def test_a_run_on_a_disk_without_hard_links(run: Path, monkeypatch: pytest.Monke
         WatchedFiles(run).publish("round-00000002/g0001-train.manifest", b"another")
 
 
-# --- two servers -------------------------------------------------------------------------------------------------------
+# --- two servers -------------------------------------------------------------------------------------------------
 
 
 def test_the_older_server_is_fenced_and_told_by_whom(run: Path) -> None:
     old = opened(run)
     old.commit(initial())
     opened(run)
-    with pytest.raises(FencedError, match="process [0-9]+ on .*generation 2"):
+    with pytest.raises(FencedError, match=r"process [0-9]+ on .*generation 2"):
         old.commit(train(1))
     with pytest.raises(FencedError):
         old.commit(train(2))
     assert seen(run) == (0, "initial", 0)
 
 
+@pytest.mark.usefixtures("patient_disk")
 def test_a_newer_server_at_any_moment_of_a_commit(tmp_path: Path) -> None:
     """The older reports durable only what the newer then resumes from."""
     outcomes = set()
@@ -334,6 +340,7 @@ def test_a_newer_server_at_any_moment_of_a_commit(tmp_path: Path) -> None:
     assert outcomes == {(False, 1), (False, 2)}, outcomes
 
 
+@pytest.mark.usefixtures("patient_disk")
 def test_a_newer_server_at_any_moment_of_retention(tmp_path: Path) -> None:
     """Nothing that the newer one has written or resumed from is taken away by the older."""
     at, reached = 0, True
