@@ -53,6 +53,9 @@ def arranged_manager(
 
     The user's manager is not touched: this is another object of a subclass made on the spot, over the same attributes,
     whose `clients` is a sorted view. A manager of another build than Flower's (no `clients`) is passed on as it is.
+
+    Under ``flwr run`` Flower has put functions in front of the manager's methods, which look for new nodes and then
+    call the method of the user's object. The view lets them look, and then calls the method on itself.
     """
     if not isinstance(getattr(manager, "clients", None), dict):
         return manager
@@ -63,7 +66,34 @@ def arranged_manager(
         offered(ids)
         return {cid: known[cid] for cid in ids if cid in known}
 
-    cls = type(type(manager).__name__, (type(manager),), {"clients": property(clients)})
+    body: dict[str, Any] = {name: property(_refreshed(name, manager)) for name in _put_in_front(manager)}
+    cls = type(type(manager).__name__, (type(manager),), {**body, "clients": property(clients)})
     view: ClientManager = object.__new__(cls)
     object.__setattr__(view, "__dict__", manager.__dict__)
     return view
+
+
+def _put_in_front(manager: ClientManager) -> list[str]:
+    """Methods of a manager's class that functions of Flower's hide in the object."""
+    return [
+        name
+        for name, value in vars(manager).items()
+        if callable(value)
+        and hasattr(type(manager), name)
+        and str(getattr(value, "__module__", "")).startswith("flwr.")
+    ]
+
+
+def _refreshed(name: str, manager: ClientManager) -> Callable[[Any], Callable[..., Any]]:
+    """Make a method of the view; a property, because only that comes before the function in the shared attributes."""
+
+    def bind(view: Any) -> Callable[..., Any]:
+        method: Callable[..., Any] = getattr(type(manager), name).__get__(view)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            manager.num_available()
+            return method(*args, **kwargs)
+
+        return call
+
+    return bind

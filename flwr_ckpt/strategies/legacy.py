@@ -47,8 +47,8 @@ class LegacyRun:
         self._first_live: int | None = None
         self._last_configured = 0
         self._unanswered = 0  # a round whose training was sent and not aggregated
-        self._asked_to_evaluate = False
         self._raised = False
+        self._history_told = False
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -88,6 +88,7 @@ class LegacyRun:
         """``configure_fit`` and ``configure_evaluate``."""
         session = self.session
         self._enter_first_hook(parameters)
+        self._end_unanswered()
         if phase == "train":
             self._check_grows(server_round)
         if session.record.is_past(server_round, phase):
@@ -98,11 +99,10 @@ class LegacyRun:
         if phase == "train":
             session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
-        with self._guard():
+        with session.known_nodes(), self._guard():
             instructions = list(
                 original(server_round=server_round, parameters=parameters, client_manager=manager) or []
             )
-        session.check_nodes()
         self._configured(server_round, phase, bool(instructions))
         return instructions
 
@@ -147,6 +147,7 @@ class LegacyRun:
         """``evaluate``: central evaluation; a commit of its own, if it gave something."""
         session = self.session
         self._enter_first_hook(parameters)
+        self._end_unanswered()
         if session.record.is_past(server_round, "central"):
             outcome = session.record.outcome(server_round, "central")
             session.replayed(server_round, "central")
@@ -222,10 +223,22 @@ class LegacyRun:
         if outcome is None or outcome.detail.get("configured") is False or server is None:
             # Nothing was configured then, or no Server waits for replies (a workflow, which would send them to a
             # node): the aggregate hook will not be called, so the phase ends here.
+            if server is None:
+                self._tell_of_history()
             self.session.replayed(server_round, phase)
             return []
         instructions = FitIns if phase == "train" else EvaluateIns
         return [(ReplayClient(type(server).__name__), instructions(Parameters([], ""), {}))]
+
+    def _tell_of_history(self) -> None:
+        if self._history_told:
+            return
+        self._history_told = True
+        logs.info(
+            "A workflow runs %s, not a Server: what clients said is in its History from the resumed round on only; the "
+            "strategy's store.history() is whole",
+            self.session.name,
+        )
 
     def _restored(self) -> Parameters:
         """The newest arrays, as ``Parameters``."""
@@ -289,6 +302,15 @@ class LegacyRun:
                 "a model of its own beside the strategy's, which is not saved; a resumed run would be wrong. Move what "
                 "it does with the parameters into the strategy's aggregate_fit"
             )
+
+    def _end_unanswered(self) -> None:
+        """A workflow may end a round before its replies are aggregated: secure aggregation does, with too few clients.
+
+        That is a finished round without new parameters. A ``Server`` has no such way out: `_check_grows` refuses it.
+        """
+        if self._unanswered and _running_server() is None:
+            self.session.finished(Outcome(self._unanswered, "train", False))
+            self._unanswered = 0
 
     # --- small things --------------------------------------------------------------------------------------------
 

@@ -114,9 +114,8 @@ class MessageRun:
         session.commit_initial(record_blobs(self._initial_arrays()))
         if phase == "train":
             session.wait_for_disk(server_round)
-        with session.inside():
+        with session.known_nodes(), session.inside():
             messages = list(original(server_round, self._swapped(arrays), config, grid))
-        session.check_nodes()
         self._sent[phase] = bool(messages)
         if phase == "train" and messages:
             session.attempt(server_round)

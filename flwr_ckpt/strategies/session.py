@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from ..state import Snapshot, StateRecorder, StoredState, dict_keys_at, dicts_keyed_by
+from ..state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
 from ..store import (
     Blob,
     CheckpointError,
@@ -165,6 +165,12 @@ class Session:
         for line in prepare(self.location):
             logs.warning("%s", line)
         logs.info("Checkpoints of this run: %s (%s)", self.location.path, self.location.source)
+        if self.private and self.settings.seed is not None:
+            logs.warning(
+                "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what it "
+                "hides, so two runs will differ",
+                self.settings.seed,
+            )
         newest = self.reader.newest()
         self._judge(newest)
         if newest is not None and newest.phase == "end" and newest.round >= (self.num_rounds or 0):
@@ -302,14 +308,26 @@ class Session:
         """Note which node ids (or client ids) there are."""
         self._offered = ids
 
-    def check_nodes(self) -> None:
-        """Before the first messages of a resumed run leave: are the nodes that the state speaks of still there?
+    @contextmanager
+    def known_nodes(self) -> Iterator[None]:
+        """Around a configure hook, before the messages of a resumed run leave: are the nodes its state speaks of there?
+
+        Asked afterwards, since only the hook waits for nodes; also if it raised, as it may well do over a node that the
+        state does not know.
 
         Raises
         ------
         CheckpointMismatchError
             If none of them is.
         """
+        try:
+            yield
+        except Exception:
+            self._check_nodes()
+            raise
+        self._check_nodes()
+
+    def _check_nodes(self) -> None:
         if self._nodes_checked or not self._offered:
             return
         self._nodes_checked = True
@@ -398,8 +416,8 @@ class Session:
         return snapshot, self._documents(snapshot)
 
     def _documents(self, snapshot: Snapshot) -> dict[str, Json]:
-        keyed = dicts_keyed_by(snapshot.tree, self._offered) if self._offered else []
-        nodes = {path: [str(key) for key in dict_keys_at(snapshot.tree, path)] for path in keyed}
+        keyed = dicts_keyed_by(snapshot.tree, self._offered) if self._offered else {}
+        nodes = {path: [str(key) for key in keys] for path, keys in keyed.items()}
         return {"identity": self._identity_json, "nodes": nodes, "attempts": {}}
 
     # --- the end -------------------------------------------------------------------------------------------------
