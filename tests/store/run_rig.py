@@ -13,7 +13,7 @@ import numpy as np
 
 from flwr_ckpt.store import Blob, Draft, Json, KeepAll, Outcome, Phase, RunReader, RunWriter
 from flwr_ckpt.store.draft import Buffer
-from flwr_ckpt.store.filesystem import Files, LocalFiles
+from flwr_ckpt.store.filesystem import LocalFiles
 
 LARGE = 150_000  # float64s: more than the 1 MiB from which arrays are shared over rounds
 
@@ -134,6 +134,10 @@ class WatchedFiles(LocalFiles):
         self.before("sync_folder", folder)
         super().sync_folder(folder)
 
+    def sync(self, key: str) -> None:
+        self.before("sync", key)
+        super().sync(key)
+
     def remove(self, key: str) -> None:
         self.before("remove", key)
         super().remove(key)
@@ -211,8 +215,3 @@ def flip(path: Path, offset: int = -1) -> None:
     data = bytearray(path.read_bytes())
     data[offset] ^= 0x40
     path.write_bytes(data)
-
-
-def watched(path: Path) -> Files:
-    """A disk to hook into."""
-    return WatchedFiles(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -227,6 +228,57 @@ def test_a_kill_ahead_of_any_operation_loses_nothing_durable(tmp_path: Path) -> 
         assert seen(run) == ((0, "initial", 0) if position < 0 else (position + 1, "train", position + 1))
         at += 1
     assert at > 50
+
+
+# --- power -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_name_promises_is_on_the_disk_before_the_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = opened(run)
+    events: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def watch_fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append("sync " + ("manifest" if ".manifest" in path.name else path.name))
+        fsync(descriptor)
+
+    def watch_link(source: Path, target: Path) -> None:
+        events.append(f"link {target.name}")
+        link(source, target)
+
+    monkeypatch.setattr("os.fsync", watch_fsync)
+    monkeypatch.setattr("os.link", watch_link)
+    writer.commit(initial(state=model(5)))
+    assert events == [
+        "sync digits",  # the run's folder, which holds the round's
+        "sync g0001-arrays.safetensors",
+        "sync g0001-strategy.safetensors",
+        "sync manifest",
+        "link g0001-initial.manifest",
+        "sync round-00000000",
+    ]
+
+
+def test_what_is_taken_over_is_made_durable_before_anything_is_built_on_it(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = opened(run)
+    writer.commit(initial())
+    monkeypatch.setattr("flwr_ckpt.store.history.MOST_ROUNDS", 1)
+    writer.commit(train(1))
+    writer.commit(train(2))
+    synced = set()
+    opened(run, files=WatchedFiles(run, lambda operation, key: synced.add(key) if "sync" in operation else None))
+    assert synced >= {
+        "",
+        "history",
+        "history/g0001-00000002-train",
+        "round-00000002",
+        "round-00000002/g0001-arrays.safetensors",
+        "round-00000002/g0001-strategy.safetensors",
+        "round-00000002/g0001-train.manifest",
+    }
 
 
 # --- disks that fail ---------------------------------------------------------------------------------------------

@@ -132,6 +132,15 @@ def test_a_disk_that_takes_less_than_it_is_given(tmp_path: Path, monkeypatch: py
     assert (tmp_path / "file").read_bytes() == b"abcdefghij"
 
 
+def test_a_disk_that_gives_less_than_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pread
+    (tmp_path / "file").write_bytes(b"abcdefghij")
+    monkeypatch.setattr(os, "pread", lambda fd, size, offset: real(fd, min(size, 3), offset))
+    assert LocalFiles(tmp_path).read("file") == b"abcdefghij"
+    assert LocalFiles(tmp_path).read("file", 2, 7) == b"cdefghi"
+    assert LocalFiles(tmp_path).read("file", 8, 7) == b"ij"
+
+
 @given(st.binary(max_size=64), st.integers(0, 63))
 def test_bytes_are_the_same_only_if_all_are(data: bytes, at: int) -> None:
     assert same_bytes(data, bytes(data))
