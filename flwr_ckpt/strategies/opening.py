@@ -48,9 +48,10 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
     check_model(stored, identity, where)
     if resume == "auto":
         check_configuration(stored, identity, where)
-    if identity.num_rounds is not None and newest.round > identity.num_rounds:
+    done = newest.round - (newest.phase == "attempt")
+    if identity.num_rounds is not None and done > identity.num_rounds:
         raise CheckpointMismatchError(
-            f"{where}: {newest.round} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
+            f"{where}: {done} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
             "numbers are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` "
             "first"
         )

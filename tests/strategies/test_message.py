@@ -132,6 +132,12 @@ def test_fewer_rounds_than_are_done_is_an_error(run: Path) -> None:
     assert grid.sent == []
 
 
+def test_a_round_that_was_only_attempted_is_not_done(run: Path) -> None:
+    stopped(CheckpointingStrategy(FedAvg(), run, durable="before-release"), ("train", 4))
+    result = start(CheckpointingStrategy(FedAvg(), run), FakeGrid(average_client, 2), num_rounds=3)
+    assert list(result.train_metrics_clientapp) == [1, 2, 3]
+
+
 def test_round_zero_is_durable_before_a_client_is_asked(run: Path) -> None:
     stopped(CheckpointingStrategy(FedAvg(), run), ("train", 1), arrays=initial_arrays(4))
     stored = CheckpointStore(run).load(0)
