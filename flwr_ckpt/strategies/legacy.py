@@ -8,10 +8,11 @@ configured, so replay configures one client that lives in this process and answe
 from __future__ import annotations
 
 import atexit
+import functools
 import sys
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.common import EvaluateIns, FitIns, Parameters
 from flwr.server import ClientManager, Server
@@ -28,6 +29,21 @@ from .seeding import sort_results
 from .session import Session
 
 Instructions = list[tuple[ClientProxy, Any]]
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+
+def _notes_failure(hook: Hook) -> Hook:
+    """Make a hook note that it raised: nothing else tells a run that broke off from one that is finished."""
+
+    @functools.wraps(hook)
+    def noting(run: LegacyRun, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return hook(run, *args, **kwargs)
+        except BaseException:
+            run.raised = True
+            raise
+
+    return noting  # type: ignore[return-value]
 
 
 class LegacyRun:
@@ -47,11 +63,12 @@ class LegacyRun:
         self._first_live: int | None = None
         self._last_configured = 0
         self._unanswered = 0  # a round whose training was sent and not aggregated
-        self._raised = False
+        self.raised = False
         self._history_told = False
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
+    @_notes_failure
     def initialize_parameters(
         self, original: Callable[..., Parameters | None], client_manager: ClientManager
     ) -> Parameters | None:
@@ -65,7 +82,7 @@ class LegacyRun:
         session.take_baseline()
         session.seed(0, "initialize")
         manager = self._manager(client_manager)
-        with self._guard():
+        with session.inside():
             given = original(client_manager=manager)
         self._open(given)
         if session.loaded is not None:
@@ -76,6 +93,7 @@ class LegacyRun:
             session.commit_initial(parameters_blobs(given))
         return given
 
+    @_notes_failure
     def configure(
         self,
         original: Callable[..., Instructions],
@@ -99,13 +117,14 @@ class LegacyRun:
         if phase == "train":
             session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
-        with session.known_nodes(), self._guard():
+        with session.known_nodes(), session.inside():
             instructions = list(
                 original(server_round=server_round, parameters=parameters, client_manager=manager) or []
             )
         self._configured(server_round, phase, bool(instructions))
         return instructions
 
+    @_notes_failure
     def aggregate_fit(
         self, original: Callable[..., Any], server_round: int, results: list[Any], failures: list[Any]
     ) -> tuple[Parameters | None, Any]:
@@ -118,13 +137,14 @@ class LegacyRun:
             return parameters, {} if outcome is None else dict(outcome.metrics or {})
         session.enter(server_round, "aggregate-train")
         self._unanswered = 0
-        with self._guard():
+        with session.inside():
             parameters, metrics = original(server_round, self._in_order(results), failures)
         outcome = Outcome(server_round, "train", parameters is not None, storable(metrics or {}, "aggregate_fit"))
         session.finished(outcome, None if parameters is None else parameters_blobs(parameters))
         self._expected = parameters if parameters is not None else self._expected
         return parameters, metrics
 
+    @_notes_failure
     def aggregate_evaluate(
         self, original: Callable[..., Any], server_round: int, results: list[Any], failures: list[Any]
     ) -> tuple[float | None, Any]:
@@ -135,12 +155,13 @@ class LegacyRun:
             session.replayed(server_round, "evaluate")
             return (None, {}) if outcome is None else (outcome.loss, dict(outcome.metrics or {}))
         session.enter(server_round, "aggregate-evaluate")
-        with self._guard():
+        with session.inside():
             loss, metrics = original(server_round, self._in_order(results), failures)
         plain = storable(metrics or {}, "aggregate_evaluate")
         session.finished(Outcome(server_round, "evaluate", True, plain, loss=loss))
         return loss, metrics
 
+    @_notes_failure
     def evaluate(
         self, original: Callable[..., Any], server_round: int, parameters: Parameters
     ) -> tuple[float, Any] | None:
@@ -157,7 +178,7 @@ class LegacyRun:
         session.enter(server_round, "central")
         self._check_passed_on(server_round, parameters)
         session.commit_initial(parameters_blobs(parameters))
-        with self._guard():
+        with session.inside():
             answer: tuple[float, Any] | None = original(server_round, parameters=parameters)
         if answer is None:
             session.absent(Outcome(server_round, "central", False))
@@ -197,7 +218,7 @@ class LegacyRun:
         """Mark the run as finished, if it looks so; flush, and end the writer."""
         session = self.session
         try:
-            if self._opened and not self._raised and not self._unanswered and not session.closed:
+            if self._opened and not self.raised and not self._unanswered and not session.closed:
                 self._warn_of_fewer_rounds()
                 session.finish()
         finally:
@@ -333,25 +354,6 @@ class LegacyRun:
 
     def _in_order(self, results: list[Any]) -> list[Any]:
         return results if self.session.settings.seed is None else sort_results(results)
-
-    def _guard(self) -> Any:
-        return _Guard(self)
-
-
-class _Guard:
-    """Inside the strategy's own hook; remembers if it raised."""
-
-    def __init__(self, run: LegacyRun) -> None:
-        self._run = run
-        self._inside = run.session.inside()
-
-    def __enter__(self) -> None:
-        self._inside.__enter__()
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool | None:
-        if kind is not None:
-            self._run._raised = True
-        return self._inside.__exit__(kind, error, trace)
 
 
 def parameters_blobs(parameters: Parameters) -> list[Blob]:

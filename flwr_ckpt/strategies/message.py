@@ -274,11 +274,7 @@ def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _identity(session: Session, given: Mapping[str, Any]) -> Identity:
     run = _run_of(given["grid"])
-    configuration = {
-        name: {key: value for key, value in given[name].items() if isinstance(value, (bool, int, float))}
-        for name in ("train_config", "evaluate_config")
-        if given.get(name) is not None
-    }
+    configuration = _configs(given, (bool, int, float))
     configuration["override_config"] = dict(getattr(run, "override_config", None) or {})
     if session.run_config is not None:
         configuration["run_config"] = dict(session.run_config)
@@ -289,8 +285,17 @@ def _identity(session: Session, given: Mapping[str, Any]) -> Identity:
         app=getattr(run, "fab_id", None) or None,
         configuration=configuration,
         num_rounds=given["num_rounds"],
-        info={**versions(), "app-hash": getattr(run, "fab_hash", None) or None},
+        info={**versions(), "app-hash": getattr(run, "fab_hash", None) or None, "strings": _configs(given, (str,))},
     )
+
+
+def _configs(given: Mapping[str, Any], kinds: tuple[type, ...]) -> dict[str, Any]:
+    """What of some kinds stands in the configs that ``start()`` was given."""
+    return {
+        name: {key: value for key, value in given[name].items() if isinstance(value, kinds)}
+        for name in ("train_config", "evaluate_config")
+        if given.get(name) is not None
+    }
 
 
 def _run_of(grid: Any) -> Any:

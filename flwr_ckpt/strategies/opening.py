@@ -55,13 +55,19 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
             "numbers are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` "
             "first"
         )
-    _tell_of_changes(stored, identity)
 
 
-def _tell_of_changes(stored: Identity, identity: Identity) -> None:
+def tell_of_changes(stored: Identity, identity: Identity) -> None:
+    """Log what is no reason to refuse a run: other code, and other strings in the configs (often today's folder)."""
     theirs, ours = stored.info.get("app-hash"), identity.info.get("app-hash")
     if theirs != ours and None not in (theirs, ours):
         logs.info("The app's code has changed since the last checkpoint (%.8s then, %.8s now)", theirs, ours)
+    before = stored.info.get("strings", {})
+    for config, strings in identity.info.get("strings", {}).items():
+        for key, now in strings.items():
+            then = before.get(config, {}).get(key, now)
+            if then != now:
+                logs.info("%s[%r] was %r then and is %r now", config, key, then, now)
 
 
 def check_space(path: Path, name: str, size: int, num_rounds: int) -> None:

@@ -35,7 +35,7 @@ from . import logs
 from .chain import Strategy, class_name, strategy_chain
 from .failures import Failures
 from .identity import Identity, check_configuration
-from .opening import check_space, judge
+from .opening import check_space, judge, tell_of_changes
 from .privacy import is_private
 from .record import Record
 from .saver import Saver
@@ -221,6 +221,8 @@ class Session:
         self.attempts.update({int(key): count for key, count in loaded.documents.get("attempts", {}).items()})
         self._has_state = False
         self._has_initial = True
+        if self._identity is not None:
+            tell_of_changes(Identity.from_json(loaded.documents["identity"]), self._identity)
         self._quiet.begin()
 
     # --- state ---------------------------------------------------------------------------------------------------
