@@ -101,7 +101,7 @@ class RunWriter:
         self._first_round: int | None = None
         self._carried = _Carried()
         self._failed_round: int | None = None
-        self._prepared_round: int | None = None
+        self._rooted_round: int | None = None
         self._fenced: FencedError | None = None
 
     @classmethod
@@ -217,7 +217,7 @@ class RunWriter:
         name = CommitName(draft.round, self.generation, draft.phase)
         base = self._assembler.base
         try:
-            self._prepare(draft.round)
+            self._files.make_folder(round_folder(draft.round))
             tables = self._assembler.assemble(draft, self._retention.crowded, written)
             outcomes, segments = self._history(draft, written)
             commit = self._commit_of(draft.round, draft.phase, tables, outcomes, segments)
@@ -229,11 +229,6 @@ class RunWriter:
             raise
         self._assembler.settle(commit)
         self._durable(commit, written, draft.outcomes)
-
-    def _prepare(self, server_round: int) -> None:
-        if self._prepared_round != server_round:
-            self._files.make_folder(round_folder(server_round))
-            self._prepared_round = server_round
 
     def _history(self, draft: Draft, written: list[str]) -> tuple[tuple[Outcome, ...], tuple[Segment, ...]]:
         """Say which outcomes stand in the manifest, and which in segments."""
@@ -281,6 +276,10 @@ class RunWriter:
         """Make a commit durable, its data being so."""
         look(self._files, self._fence)
         self._files.publish(commit.name.key, encode(commit))
+        if commit.round != self._rooted_round:
+            # The folder's own name, also where another server made it: who did may not have come to that.
+            self._files.sync_folder()
+            self._rooted_round = commit.round
         look(self._files, self._fence)
 
     def _durable(self, commit: Commit, written: Sequence[str], outcomes: Sequence[Outcome]) -> None:

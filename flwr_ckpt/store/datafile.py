@@ -6,9 +6,8 @@ The format is an 8-byte length, a JSON header padded with spaces, and the elemen
 from __future__ import annotations
 
 import json
-import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +19,6 @@ from .npy import ITEM_SIZE
 from .records import Chunk
 
 _ALIGNMENT = 8
-_THREAD_FROM = 1 << 20  # bytes below which starting a thread costs more than the checksums
 _FIRST_COMPARED, _MOST_COMPARED = 1 << 12, 1 << 22
 
 
@@ -74,7 +72,8 @@ def write_data_file(files: Files, key: str, pieces: Sequence[Piece]) -> Written:
     order = sorted(range(len(pieces)), key=lambda index: -ITEM_SIZE[pieces[index].dtype])
     payloads = [pieces[index].payload for index in order]
     head, offsets = _layout([pieces[index] for index in order])
-    sums = _while_writing(payloads, lambda: files.create(key, [head, *payloads]))
+    sums: list[int] = []
+    files.create(key, [head, *payloads], beside=lambda: sums.extend(map(zlib.crc32, payloads)))
     chunks = {
         index: Chunk(len(head) + offset, payload.nbytes, crc)
         for index, offset, payload, crc in zip(order, offsets, payloads, sums, strict=True)
@@ -117,26 +116,3 @@ def _layout(pieces: Sequence[Piece]) -> tuple[bytes, list[int]]:
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
     text += b" " * (-len(text) % _ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, offsets
-
-
-def _while_writing(payloads: Sequence[memoryview], write: Callable[[], None]) -> list[int]:
-    """Compute the checksums while the disk is busy; both let go of the interpreter lock."""
-    sums: list[int] = []
-    thread = _start(lambda: sums.extend(map(zlib.crc32, payloads)), sum(payload.nbytes for payload in payloads))
-    try:
-        write()
-    finally:
-        if thread is not None:
-            thread.join()
-    return sums if thread is not None else list(map(zlib.crc32, payloads))
-
-
-def _start(work: Callable[[], None], size: int) -> threading.Thread | None:
-    if size < _THREAD_FROM:
-        return None
-    thread = threading.Thread(target=work, name="flwr-ckpt-checksums", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # at interpreter exit no thread can be started
-        return None
-    return thread

@@ -11,7 +11,8 @@ import mmap
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -59,12 +60,15 @@ class Files(Protocol):
         """Give a whole file as read-only memory, read when it is looked at."""
 
     def make_folder(self, folder: str) -> None:
-        """Make one folder in a run's folder that exists, durably; no error if it is there."""
+        """Make one folder in a run's folder that exists; no error if it is there.
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> None:
+        Its name is durable after `sync_folder` of the run's.
+        """
+
+    def create(self, key: str, buffers: Sequence[Buffer], *, beside: Callable[[], None] | None = None) -> None:
         """Write a new file from many buffers, and its contents to the disk. What fails leaves no file.
 
-        The *name* is durable only after `sync_folder`.
+        The *name* is durable only after `sync_folder`. `beside` is done once, while the disk works.
         """
 
     def publish(self, key: str, data: bytes) -> None:
@@ -154,17 +158,19 @@ class LocalFiles:
             os.close(descriptor)
 
     def make_folder(self, folder: str) -> None:
-        """Make a folder, and sync the run's folder even if it is there: who made it may not have come to that."""
+        """Make a folder, but never the run's own."""
         (self.root / folder).mkdir(exist_ok=True)
-        _sync(self.root)
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> None:
-        """Write with ``writev`` from where the buffers lie, then ``fsync``."""
+    def create(self, key: str, buffers: Sequence[Buffer], *, beside: Callable[[], None] | None = None) -> None:
+        """Write with ``writev`` from where the buffers lie, then ``fsync``, during which processors have time."""
         descriptor = self._open_new(key)
         try:
             try:
                 _write_all(descriptor, buffers)
-                os.fsync(descriptor)
+                if beside is None:
+                    os.fsync(descriptor)
+                else:
+                    _sync_beside(descriptor, beside)
             finally:
                 os.close(descriptor)
         except BaseException:
@@ -241,6 +247,20 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _sync_beside(descriptor: int, work: Callable[[], None]) -> None:
+    thread = threading.Thread(target=work, name="flwr-ckpt-beside", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # at interpreter exit no thread can be started
+        work()
+        os.fsync(descriptor)
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        thread.join()
 
 
 def _read(descriptor: int, offset: int, size: int) -> bytes:

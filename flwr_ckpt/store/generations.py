@@ -59,6 +59,7 @@ def take_generation(files: Files, *, removed: bool = False) -> Fence:
             files.publish(fence_key(generation), seal(_to_json(fence)))
         except FileExistsError:
             continue  # another server took it in this moment; ours is the next
+        files.sync_folder()
         return fence
 
 

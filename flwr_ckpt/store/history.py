@@ -107,6 +107,7 @@ def archive(files: Files, key: str, segments: Sequence[Segment], outcomes: Seque
     files.make_folder(HISTORY)
     files.create(key, [data])
     files.sync_folder(HISTORY)
+    files.sync_folder()
     return (*kept, Segment(key, len(data), hashlib.sha256(data).hexdigest(), first, last))
 
 

@@ -110,9 +110,9 @@ class WatchedFiles(LocalFiles):
         super().__init__(root)
         self.before = before
 
-    def create(self, key: str, buffers: Sequence[Buffer]) -> None:
+    def create(self, key: str, buffers: Sequence[Buffer], *, beside: Callable[[], None] | None = None) -> None:
         self.before("create", key)
-        super().create(key, buffers)
+        super().create(key, buffers, beside=beside)
 
     def publish(self, key: str, data: bytes) -> None:
         self.before("publish", key)

@@ -251,12 +251,12 @@ def test_what_a_name_promises_is_on_the_disk_before_the_name(run: Path, monkeypa
     monkeypatch.setattr("os.link", watch_link)
     writer.commit(initial(state=model(5)))
     assert events == [
-        "sync digits",  # the run's folder, which holds the round's
         "sync g0001-arrays.safetensors",
         "sync g0001-strategy.safetensors",
         "sync manifest",
         "link g0001-initial.manifest",
         "sync round-00000000",
+        "sync digits",  # the run's folder, which holds the round's
     ]
 
 
