@@ -66,8 +66,11 @@ def arranged_manager(
         offered(ids)
         return {cid: known[cid] for cid in ids if cid in known}
 
+    def replace(self: Any, known: dict[str, ClientProxy]) -> None:
+        manager.clients = known  # type: ignore[attr-defined]
+
     body: dict[str, Any] = {name: property(_refreshed(name, manager)) for name in _put_in_front(manager)}
-    cls = type(type(manager).__name__, (type(manager),), {**body, "clients": property(clients)})
+    cls = type(type(manager).__name__, (type(manager),), {**body, "clients": property(clients, replace)})
     view: ClientManager = object.__new__(cls)
     object.__setattr__(view, "__dict__", manager.__dict__)
     return view

@@ -167,8 +167,8 @@ class Session:
         logs.info("Checkpoints of this run: %s (%s)", self.location.path, self.location.source)
         if self.private and self.settings.seed is not None:
             logs.warning(
-                "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what it "
-                "hides, so two runs will differ",
+                "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what "
+                "it hides, so two runs will differ",
                 self.settings.seed,
             )
         newest = self.reader.newest()

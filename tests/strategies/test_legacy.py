@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.common import FitIns, Parameters, ndarrays_to_parameters
-from flwr.server import History, Server
+from flwr.server import History, Server, SimpleClientManager
 from flwr.server.strategy import DifferentialPrivacyServerSideFixedClipping, FedAdam, FedAvg, FedAvgM
 
 from flwr_ckpt import CheckpointError, CheckpointingStrategy, CheckpointMismatchError, CheckpointStore
@@ -326,3 +326,22 @@ def test_save_every_holds_the_newest_until_close(run: Path) -> None:
     store = CheckpointStore(run)
     assert store.latest().round == 4  # type: ignore[union-attr]
     assert sorted(store.history()["evaluate/loss"]) == [1, 2, 3, 4]
+
+
+class Dropping(SimpleClientManager):
+    """A user's manager that puts another dict in the place of its clients."""
+
+    def sample(self, *args: Any, **kwargs: Any) -> Any:
+        self.clients = {cid: client for cid, client in self.clients.items() if cid != "3"}
+        return super().sample(*args, **kwargs)
+
+
+def test_a_users_client_manager_may_replace_its_clients(run: Path) -> None:
+    manager = Dropping()
+    for partition, cid in enumerate("9531"):
+        manager.register(FakeClient(cid, partition))
+    strategy = CheckpointingStrategy(strategy_of(), run, seed=1)
+    history = serve(strategy, manager, 2)
+    strategy.close()
+    assert len(history.losses_distributed) == 2
+    assert sorted(manager.clients) == ["1", "5", "9"]
