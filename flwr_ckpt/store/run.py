@@ -315,7 +315,8 @@ class RunReader:
         self._recheck()
         if self._files.size(commit.name.key) is None:
             raise VanishedError(commit.name.key)
-        self._warn(commit.name.key, f"Passing over round {commit.round} ({commit.phase}), which is damaged: {problem}")
+        # One file may hold the arrays of every commit of its round: that is one thing to say, not four.
+        self._warn(problem, f"Passing over round {commit.round} ({commit.phase}), which is damaged: {problem}")
 
     def _line_head(self, server_round: int) -> Commit | None:
         """The newest commit; found again only if a server has opened the run, or that round came later."""
@@ -331,9 +332,9 @@ class RunReader:
             "has removed it. Keep more rounds to have it, or take one of `flwr-ckpt ls`"
         )
 
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
+    def _warn(self, about: str, message: str) -> None:
+        if about not in self._warned:
+            self._warned.add(about)
             logger.warning("%s", message)
 
 

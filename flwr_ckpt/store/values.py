@@ -94,4 +94,4 @@ def _numpy_to_json(value: np.generic | np.ndarray) -> Json:
 
 def dumps(document: Json) -> bytes:
     """Serialise a document compactly; a bare NaN is refused instead of written."""
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()  # ASCII: a lone surrogate survives
