@@ -84,6 +84,7 @@ class LegacyRun:
         manager = self._manager(client_manager)
         with session.inside():
             given = original(client_manager=manager)
+        _check_parameters(given, f"initialize_parameters of {session.name} returned")
         self._open(given)
         if session.loaded is not None:
             self._expected = self._restored()
@@ -139,6 +140,7 @@ class LegacyRun:
         self._unanswered = 0
         with session.inside():
             parameters, metrics = original(server_round, self._in_order(results), failures)
+        _check_parameters(parameters, f"aggregate_fit of {session.name} returned")
         outcome = Outcome(server_round, "train", parameters is not None, storable(metrics or {}, "aggregate_fit"))
         session.finished(outcome, None if parameters is None else parameters_blobs(parameters))
         self._expected = parameters if parameters is not None else self._expected
@@ -202,6 +204,7 @@ class LegacyRun:
         """A server of the user's may bring its own parameters and never call ``initialize_parameters``."""
         if not self._opened:
             self._refuse_inner()
+            _check_parameters(parameters, f"{_server_name()} handed over")
             self.session.take_baseline()
             self._open(parameters)
             self._expected = self._restored() if self.session.loaded is not None else parameters
@@ -354,6 +357,14 @@ class LegacyRun:
 
     def _in_order(self, results: list[Any]) -> list[Any]:
         return results if self.session.settings.seed is None else sort_results(results)
+
+
+def _check_parameters(parameters: object, who: str) -> None:
+    if parameters is not None and not isinstance(parameters, Parameters):
+        raise CheckpointError(
+            f"{who} a {type(parameters).__name__} as parameters; only flwr.common.Parameters can be saved. What goes "
+            "along with them can travel as further tensors, or in the strategy's attributes"
+        )
 
 
 def parameters_blobs(parameters: Parameters) -> list[Blob]:

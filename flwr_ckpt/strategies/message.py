@@ -133,6 +133,10 @@ class MessageRun:
         self._check_once(server_round, "train")
         with session.inside():
             arrays, metrics = original(server_round, self._in_order(replies))
+        if arrays is not None and not isinstance(arrays, ArrayRecord):
+            raise CheckpointError(
+                f"aggregate_train of {session.name} returned a {type(arrays).__name__}; only ArrayRecord can be saved"
+            )
         plain, detail = metrics_of(metrics, "aggregate_train")
         outcome = Outcome(server_round, "train", arrays is not None, plain, detail=detail)
         session.finished(outcome, None if arrays is None else record_blobs(arrays))

@@ -369,6 +369,13 @@ class ReadsReplies(Server):
         assert len(reply.parameters.tensors) == 2
 
 
+class PairsParameters(Server):
+    """Never asks the strategy for the first model, and carries something of its own along with the parameters."""
+
+    def _get_initial_parameters(self, *_: Any, **__: Any) -> Any:
+        return initial_parameters(7), ["trees"]
+
+
 class AddsToMetrics(Server):
     """Puts something of its own into the metrics that it was handed, counts rounds, and stops early."""
 

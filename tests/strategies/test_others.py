@@ -226,6 +226,30 @@ def test_a_server_that_goes_round_the_strategy_is_refused_before_round_2_is_sent
     assert all("end" not in record.phases for record in store.rounds())
 
 
+def test_a_server_with_parameters_of_another_kind_is_refused(tmp_path: Path) -> None:
+    strategy = strategy_for(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="PairsParameters handed over a tuple as parameters"):
+        legacy.serve(strategy, legacy.clients(1), server=others.PairsParameters)
+    strategy.close()
+    assert not (tmp_path / "run").exists()
+
+
+class ReturnsMore(LegacyFedAvg):
+    """Returns something along with the parameters."""
+
+    def aggregate_fit(self, *args: Any) -> Any:
+        parameters, metrics = super().aggregate_fit(*args)
+        return [parameters, ["trees"]], metrics
+
+
+def test_a_strategy_that_returns_parameters_of_another_kind_is_refused(tmp_path: Path) -> None:
+    bare = ReturnsMore(initial_parameters=legacy.initial_parameters(1), **others.OPTIONS)
+    strategy = CheckpointingStrategy(bare, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="aggregate_fit of ReturnsMore returned a list as parameters"):
+        legacy.serve(strategy, legacy.clients(1))
+    strategy.close()
+
+
 def test_a_server_that_reads_replies_is_named_when_a_round_is_replayed(tmp_path: Path) -> None:
     first = strategy_for(tmp_path / "run")
     legacy.serve(first, legacy.clients(1), 2, server=others.ReadsReplies)
