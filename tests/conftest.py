@@ -1,4 +1,4 @@
-"""What every test stands on: no telemetry, no deadline, and a checkpoint home of its own."""
+"""What every test stands on: no telemetry, no deadline, one thread, and a checkpoint home of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 from hypothesis import settings
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
+# Read when NumPy is imported: over tiny arrays, threads of several processes would mostly wait for each other.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("without-deadline", deadline=None)
