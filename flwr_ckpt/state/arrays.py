@@ -1,25 +1,22 @@
 """Arrays, tensors and Flower's records of them: what holds data rather than plain values.
 
 In the tree they are nodes that name a blob; without a collector (in a baseline, which holds no data) the name is
-left out. Torch is looked for among the loaded modules and imported only to make a tensor again.
+left out. Torch is looked for among the loaded modules, never imported.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import sys
-from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-from flwr_ckpt.store.draft import Buffer
-
 from .buffers import BlobCollector, is_fortran
 from .flower import Array, ArrayRecord, Parameters
-from .leaves import Node, base64_bytes, base64_text, decode_dtype, encode_dtype
+from .leaves import Node, base64_text, encode_dtype
 from .paths import Names, Path
+from .sharing import Sharing
 
 ARRAY_KINDS = frozenset({"ndarray", "masked", "tensor", "Parameters", "Array", "ArrayRecord", "large bytearray"})
 BYTES_KINDS = frozenset({"bytes", "bytearray", "large bytes"})
@@ -34,7 +31,7 @@ _NUMPY_NAMES: dict[np.dtype[Any], str] = {
     )
 }  # fmt: skip
 _TORCH_NAMES = frozenset({*_NUMPY_NAMES.values(), "bfloat16", "float8_e4m3fn", "float8_e5m2"})
-_ARRAY_CLASSES: dict[str, type[np.ndarray[Any, Any]]] = {"recarray": np.recarray, "matrix": np.matrix}
+ARRAY_CLASSES: dict[str, type[np.ndarray[Any, Any]]] = {"recarray": np.recarray, "matrix": np.matrix}
 
 
 class Digests(Protocol):
@@ -44,40 +41,52 @@ class Digests(Protocol):
 
 
 class ArrayEncoder:
-    """Makes nodes of arrays and hands their data to the collector."""
+    """Makes nodes of arrays, hands their data to the collector, and notes where they lie."""
 
-    def __init__(self, collector: BlobCollector | None, names: Names, digests: Digests) -> None:
+    def __init__(self, collector: BlobCollector | None, sharing: Sharing, digests: Digests) -> None:
         self._collector = collector
-        self._names = names
+        self._sharing = sharing
         self._digests = digests
+        self._names = Names()
         self._known: dict[int, tuple[object, str]] = {}
+        self._dtypes: dict[np.dtype[Any], Any] = {}
+        self._storages: dict[int, Any] = {}  # of other devices, copied once
 
     def ndarray(self, array: np.ndarray[Any, Any], path: Path) -> Node | None:
         """Encode an array; ``None`` if it holds objects or is of a class that would be lost."""
-        name = type(array).__name__
-        if isinstance(array, np.ma.MaskedArray):
-            return self._masked(array, path) if type(array) is np.ma.MaskedArray else None
-        if type(array) not in (np.ndarray, np.memmap, np.recarray, np.matrix):
+        cls = type(array)
+        if cls is np.ma.MaskedArray:
+            return self._masked(array, path)
+        if cls not in (np.ndarray, np.memmap, np.recarray, np.matrix):
             return None
-        dtype = encode_dtype(array.dtype)
+        dtype = self._dtype(array.dtype)
         if dtype is None:
             return None
         node: dict[str, Any] = {"$": "ndarray", "dtype": dtype, "shape": list(array.shape)}
-        if is_fortran(array):
-            node["order"] = "F"
         if not array.flags.writeable:
             node["readonly"] = True
-        if name in _ARRAY_CLASSES:
-            node["class"] = name
-        if self._collector is not None:
-            plain = array.view(np.ndarray)
-            dtype_name = "" if "order" in node else _NUMPY_NAMES.get(array.dtype, "")
-            shape = array.shape if dtype_name else (array.nbytes,)
-            node["blob"] = self._names.unique(path.blob_name())
-            self._collector.add(node["blob"], plain, dtype=dtype_name, shape=shape)
+        if cls is not np.ndarray:
+            if cls.__name__ in ARRAY_CLASSES:
+                node["class"] = cls.__name__
+            array = array.view(np.ndarray)
+        self._elements(node, array, _NUMPY_NAMES.get(array.dtype, ""), path)
         return node
 
-    def _masked(self, array: np.ma.MaskedArray[Any, Any], path: Path) -> Node | None:
+    def _dtype(self, dtype: np.dtype[Any]) -> Any:
+        if dtype not in self._dtypes:
+            self._dtypes[dtype] = encode_dtype(dtype)
+        return self._dtypes[dtype]
+
+    def _elements(self, node: dict[str, Any], array: np.ndarray[Any, Any], dtype: str, path: Path) -> None:
+        """Hand over an array whose elements any tool calls `dtype`; without such a name, opaque bytes."""
+        if is_fortran(array):
+            node["order"], dtype = "F", ""
+        self._sharing.note(node, array)
+        if self._collector is not None:
+            node["blob"] = self._names.unique(path.blob_name())
+            self._collector.add(node["blob"], array, dtype=dtype, shape=array.shape if dtype else (array.nbytes,))
+
+    def _masked(self, array: Any, path: Path) -> Node | None:
         data = self.ndarray(np.ma.getdata(array), path.attribute("data"))
         if data is None:
             return None
@@ -86,9 +95,9 @@ class ArrayEncoder:
         return {"$": "masked", "data": data, "mask": mask, "fill": fill, "hard": bool(array.hardmask)}
 
     def tensor(self, tensor: Any, path: Path) -> Node | None:
-        """Encode a dense tensor; ``None`` for sparse, quantised and meta tensors and foreign subclasses."""
+        """Encode a dense tensor; ``None`` for sparse, quantised, meta and lazily negated ones, and subclasses."""
         torch = sys.modules["torch"]
-        dense = tensor.layout is torch.strided and not tensor.is_quantized and not tensor.is_meta
+        dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_neg())
         parameter = type(tensor) is torch.nn.Parameter
         if not dense or not (parameter or type(tensor) is torch.Tensor):
             return None
@@ -97,19 +106,34 @@ class ArrayEncoder:
         node |= {"device": str(tensor.device), "grad": bool(tensor.requires_grad)}
         if parameter:
             node["parameter"] = True
-        if self._collector is not None:
-            plain = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-            fits = dtype in _TORCH_NAMES
-            data = plain.reshape(-1).view(torch.uint8).numpy()
-            node["blob"] = self._names.unique(path.blob_name())
-            shape = tuple(tensor.shape) if fits else (data.nbytes,)
-            self._collector.add(node["blob"], data, dtype=dtype if fits else "", shape=shape)
+        plain = tensor.detach()
+        if plain.is_conj():
+            node["conj"] = True
+            plain = plain.conj()
+        elements = self._on_cpu(plain).view(_torch_words(torch)[plain.element_size()]).numpy()
+        self._elements(node, elements, dtype if dtype in _TORCH_NAMES else "", path)
         return node
+
+    def _on_cpu(self, tensor: Any) -> Any:
+        """The tensor, or one that lies in a copy of its memory as it does in its own."""
+        if tensor.device.type == "cpu":
+            return tensor
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._storages:
+            self._storages[storage.data_ptr()] = storage.cpu()
+        empty = sys.modules["torch"].empty(0, dtype=tensor.dtype)
+        copied = self._storages[storage.data_ptr()]
+        return empty.set_(copied, tensor.storage_offset(), tensor.size(), tensor.stride())
 
     def bytes_(self, data: bytes | bytearray, path: Path) -> Node:
         if len(data) < _LARGE_BYTES:
-            return {"$": type(data).__name__, "v": base64_text(data)}
-        node: dict[str, Any] = {"$": f"large {type(data).__name__}", "nbytes": len(data)}
+            node: dict[str, Any] = {"$": type(data).__name__, "v": base64_text(data)}
+        else:
+            node = {"$": f"large {type(data).__name__}", "nbytes": len(data)}
+        if isinstance(data, bytearray):
+            self._sharing.note(node, np.frombuffer(data, np.uint8))
+        if len(data) < _LARGE_BYTES:
+            return node
         if isinstance(data, bytes):
             digest = self._digests.of(data)
             if digest is not None:
@@ -165,91 +189,6 @@ def digest_of(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-class ArrayDecoder:
-    """Makes arrays of nodes again; every call makes a new one that the caller owns."""
-
-    def __init__(self, read: Mapping[str, Buffer]) -> None:
-        self._read = read
-        self._bytes: dict[str, bytes] = {}
-
-    def decode(self, node: dict[str, Any]) -> Any:
-        return _DECODERS[node["$"]](self, node)
-
-    def _ndarray(self, node: dict[str, Any]) -> np.ndarray[Any, Any]:
-        dtype, shape = decode_dtype(node["dtype"]), tuple(node["shape"])
-        order = node.get("order", "C")
-        array = np.empty(shape, dtype, order=order)
-        data = memoryview(self._read[node["blob"]]).cast("B") if array.nbytes else memoryview(b"")
-        if data.nbytes != array.nbytes:
-            raise ValueError(
-                f"array {node['blob']!r} has {data.nbytes} bytes where {array.nbytes} are needed for {dtype} {shape}"
-            )
-        if array.nbytes:
-            np.copyto(array, np.ndarray(shape, dtype, data, order=order), casting="no")
-        if "class" in node:
-            array = array.view(_ARRAY_CLASSES[node["class"]])
-        if node.get("readonly"):
-            array.flags.writeable = False
-        return array
-
-    def _masked(self, node: dict[str, Any]) -> np.ndarray[Any, Any]:
-        fill: Any = self._ndarray(node["fill"])[()]
-        array: np.ma.MaskedArray[Any, Any] = np.ma.MaskedArray(
-            self._ndarray(node["data"]), mask=self._ndarray(node["mask"]), hard_mask=node["hard"]
-        )
-        np.ma.set_fill_value(array, fill)
-        return array
-
-    def _tensor(self, node: dict[str, Any]) -> Any:
-        torch = importlib.import_module("torch")
-        dtype = getattr(torch, node["dtype"], None)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"this torch has no dtype {node['dtype']!r}")
-        tensor = torch.empty(tuple(node["shape"]), dtype=dtype)
-        if tensor.numel():
-            data = np.frombuffer(self._read[node["blob"]], np.uint8)
-            np.copyto(tensor.reshape(-1).view(torch.uint8).numpy(), data)
-        if torch.device(node["device"]).type != "cpu":
-            tensor = tensor.to(node["device"])
-        if node.get("parameter"):
-            return torch.nn.Parameter(tensor, requires_grad=node["grad"])
-        return tensor.requires_grad_(node["grad"])
-
-    def _large_bytes(self, node: dict[str, Any]) -> bytes:
-        return self._file(node["blob"])
-
-    def _large_bytearray(self, node: dict[str, Any]) -> bytearray:
-        return bytearray(self._read[node["blob"]])
-
-    def _parameters(self, node: dict[str, Any]) -> Parameters:
-        return Parameters(tensors=[self._file(name) for name in node["blobs"]], tensor_type=node["type"])
-
-    def _array(self, node: dict[str, Any]) -> Array:
-        data = self._file(node["blob"])
-        return Array(dtype=node["dtype"], shape=tuple(node["shape"]), stype=node["stype"], data=data)
-
-    def _array_record(self, node: dict[str, Any]) -> ArrayRecord:
-        record = ArrayRecord()
-        for key, array in node["v"]:
-            record[key] = self._array(array)
-        return record
-
-    def _file(self, name: str) -> bytes:
-        """Immutable, so that one object serves every place that held it."""
-        if name not in self._bytes:
-            self._bytes[name] = bytes(self._read[name])
-        return self._bytes[name]
-
-
-_DECODERS: dict[str, Any] = {
-    "ndarray": ArrayDecoder._ndarray,
-    "masked": ArrayDecoder._masked,
-    "tensor": ArrayDecoder._tensor,
-    "large bytes": ArrayDecoder._large_bytes,
-    "large bytearray": ArrayDecoder._large_bytearray,
-    "bytes": lambda _, node: base64_bytes(node["v"]),
-    "bytearray": lambda _, node: bytearray(base64_bytes(node["v"])),
-    "Parameters": ArrayDecoder._parameters,
-    "Array": ArrayDecoder._array,
-    "ArrayRecord": ArrayDecoder._array_record,
-}
+def _torch_words(torch: Any) -> dict[int, Any]:
+    """Types of each size that NumPy knows too: it has no bfloat16."""
+    return {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -42,8 +41,7 @@ class BufferPool:
             del self._free[:-_SPARE]
 
 
-@dataclass(frozen=True, slots=True)
-class _Copy:
+class _Copy(NamedTuple):
     name: str
     source: npt.NDArray[Any]
     kind: Literal["npy", "raw"]
@@ -57,7 +55,7 @@ class BlobCollector:
 
     def __init__(self, pool: BufferPool) -> None:
         self._pool = pool
-        self._entries: list[Blob | _Copy] = []
+        self._entries: dict[str, Blob | _Copy] = {}
 
     def add(
         self,
@@ -74,21 +72,30 @@ class BlobCollector:
         Exactly ``bytes``, and a read-only view of ``bytes``, cannot change and are referenced; all else is copied.
         """
         if type(data) is bytes:
-            self._entries.append(Blob(name, data, kind, dtype, shape, stype))
+            self._entries[name] = Blob(name, data, kind, dtype, shape, stype)
         elif isinstance(data, memoryview) and data.readonly and type(data.obj) is bytes and data.c_contiguous:
-            self._entries.append(Blob(name, data.cast("B") if data.nbytes else b"", kind, dtype, shape, stype))
+            self._entries[name] = Blob(name, data.cast("B") if data.nbytes else b"", kind, dtype, shape, stype)
         else:
             source = data if isinstance(data, np.ndarray) else _bytes_of(data)
-            self._entries.append(_Copy(name, source, kind, dtype, shape, stype))
+            self._entries[name] = _Copy(name, source, kind, dtype, shape, stype)
+
+    def drop(self, name: str) -> None:
+        """Leave out what was taken up under that name."""
+        del self._entries[name]
+
+    def replace(self, name: str, memory: npt.NDArray[np.uint8]) -> None:
+        """Take up opaque bytes in the place of what has that name."""
+        self._entries[name] = _Copy(name, memory, "raw", "", memory.shape, "")
 
     def finish(self) -> tuple[tuple[Blob, ...], Callable[[], None]]:
         """Copy what has to be copied; return the blobs, and what to call once nobody reads them any more."""
-        total = sum(_padded(entry.source.nbytes) for entry in self._entries if isinstance(entry, _Copy))
+        entries = list(self._entries.values())
+        total = sum(_padded(entry.source.nbytes) for entry in entries if isinstance(entry, _Copy))
         if not total:
-            return tuple(entry if isinstance(entry, Blob) else _blob(entry, b"") for entry in self._entries), _nothing
+            return tuple(entry if isinstance(entry, Blob) else _blob(entry, b"") for entry in entries), _nothing
         memory = self._pool.take(total)
         blobs, offset = [], 0
-        for entry in self._entries:
+        for entry in entries:
             if isinstance(entry, Blob):
                 blobs.append(entry)
                 continue
@@ -126,7 +133,8 @@ def _padded(nbytes: int) -> int:
 
 
 def is_fortran(array: npt.NDArray[Any]) -> bool:
-    return array.flags.f_contiguous and not array.flags.c_contiguous
+    flags = array.flags
+    return not flags.c_contiguous and flags.f_contiguous
 
 
 def _copy(source: npt.NDArray[Any], target: npt.NDArray[np.uint8]) -> None:

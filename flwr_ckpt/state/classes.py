@@ -11,16 +11,20 @@ import dataclasses
 import enum
 import sys
 import types
+import typing
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from .flower import PUBLIC_MODULES, RUNTIME_HANDLES, STRATEGIES, History
+from .objects import CONTAINER_BASES
 
 # A strategy may inherit from one of these; that does not make all their objects its own.
 _FOREIGN = frozenset({"flwr", "numpy", "torch", "flwr_ckpt"}) | sys.stdlib_module_names
 _PLAIN_NAMESPACES = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList)
-_VALUE_BASES = (int, float, complex, str, bytes, bytearray, tuple, frozenset)
-_NOT_WALKED = (type, types.ModuleType, types.FunctionType, types.MethodType, BaseException, *_VALUE_BASES)
+VALUE_BASES = (int, float, str, bytes)
+_NOT_WALKED = (type, types.ModuleType, types.FunctionType, types.MethodType, BaseException)
+# what C classes hold cannot be seen, but for these; a class of the user's that inherits from another is not walked
+_SEEN = (object, *CONTAINER_BASES, collections.defaultdict, types.SimpleNamespace, typing.Generic)
 
 
 def top_package(cls: type) -> str:
@@ -70,7 +74,7 @@ class OwnPackages:
         cls = type(obj)
         if isinstance(obj, STRATEGIES):
             return True
-        if isinstance(obj, (*RUNTIME_HANDLES, *_NOT_WALKED, enum.Enum)):
+        if isinstance(obj, (*RUNTIME_HANDLES, *_NOT_WALKED, enum.Enum)) or _holds_what_cannot_be_seen(cls):
             return False
         if cls in _PLAIN_NAMESPACES or self.owns(cls):
             return True
@@ -103,9 +107,11 @@ class OwnPackages:
         return module in self._modules or module.partition(".")[0] in self.packages
 
     def value_class(self, name: str) -> type | None:
-        """The enum or named tuple of that name."""
+        """The enum, named tuple, or class of numbers or strings of that name."""
         cls = self._find(name)
-        return cls if cls is not None and (issubclass(cls, enum.Enum) or is_named_tuple(cls)) else None
+        if cls is None or not (issubclass(cls, (enum.Enum, *VALUE_BASES)) or is_named_tuple(cls)):
+            return None
+        return cls
 
     def finds_value_class(self, cls: type) -> bool:
         return self.value_class(type_name(cls)) is cls
@@ -120,6 +126,11 @@ class OwnPackages:
     def rebuilds(self, cls: type) -> bool:
         return self.rebuilt_class(type_name(cls)) is cls
 
+    def is_key_class(self, cls: type) -> bool:
+        """Whether objects of the class are equal, and have one hash, by their fields alone."""
+        parameters = getattr(cls, "__dataclass_params__", None)
+        return parameters is not None and parameters.eq and parameters.frozen and self.rebuilds(cls)
+
     def _find(self, name: str) -> type | None:
         module, _, qualname = name.partition(":")
         if module == "flwr":
@@ -132,6 +143,13 @@ class OwnPackages:
 def is_named_tuple(cls: type) -> bool:
     fields = getattr(cls, "_fields", None)
     return issubclass(cls, tuple) and isinstance(fields, tuple) and cls.__new__ is not tuple.__new__
+
+
+def _holds_what_cannot_be_seen(cls: type) -> bool:
+    return any(
+        base not in _SEEN and isinstance(base.__dict__.get("__new__"), types.BuiltinFunctionType)
+        for base in cls.__mro__
+    )
 
 
 def _classes(modules: Iterable[str], qualname: str) -> Iterator[type]:

@@ -13,7 +13,8 @@ from .leaves import Node
 from .tree import MAPPING_KINDS, NOT_STATE_KINDS, SEQUENCE_KINDS, Tree, entries, kind_of, token
 
 _UNORDERED = frozenset({"set", "frozenset"})
-_NOT_COMPARED = frozenset({"v", "kv", "id", "at", "blob", "blobs"})
+_NAMING = frozenset({"id", "at"})
+_NOT_COMPARED = _NAMING | {"v", "kv", "attributes", "blob", "blobs"}
 
 
 def alike(left: Node, left_tree: Tree, right: Node, right_tree: Tree) -> bool:
@@ -54,7 +55,12 @@ def _pairs(a: dict[str, Any], a_tree: Tree, b: dict[str, Any], b_tree: Tree) -> 
         return [] if "digest" in a and a.get("digest") == b.get("digest") else None
     if kind in SEQUENCE_KINDS or kind in MAPPING_KINDS:
         return _container_pairs(a, a_tree, b, b_tree)
-    return [] if token(a) == token(b) else None
+    return [] if _value(a) == _value(b) else None
+
+
+def _value(node: dict[str, Any]) -> str:
+    """Whether others hold it too is no part of a value."""
+    return token({name: value for name, value in node.items() if name not in _NAMING})
 
 
 def _object_pairs(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[Node, Node]] | None:
@@ -76,7 +82,13 @@ def _container_pairs(
         ours, theirs = ({name: value for name, _, value in entries(node)} for node in (a, b))
         if list(ours) != list(theirs):
             return None
-        return [(value, theirs[name]) for name, value in ours.items()]
+        extra, others = a.get("attributes", {}), b.get("attributes", {})
+        if extra.keys() != others.keys():
+            return None
+        return [
+            *((value, theirs[name]) for name, value in ours.items()),
+            *((extra[name], others[name]) for name in extra),
+        ]
     if len(a["v"]) != len(b["v"]):
         return None
     if a["$"] in _UNORDERED:

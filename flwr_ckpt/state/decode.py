@@ -5,15 +5,18 @@ from __future__ import annotations
 import collections
 import enum
 import importlib
+import itertools
 import types
 from collections.abc import Callable
 from typing import Any
 
-from .arrays import ARRAY_KINDS, BYTES_KINDS, ArrayDecoder
-from .classes import OwnPackages
-from .encode import FACTORY_BY_NAME
+from .array_decode import ArrayDecoder
+from .arrays import ARRAY_KINDS, BYTES_KINDS
+from .classes import VALUE_BASES, OwnPackages
+from .containers import FACTORY_BY_NAME
 from .flower import ConfigRecord, MetricRecord, RecordDict
 from .leaves import Node, decode_leaf
+from .objects import new_instance, set_attribute
 from .tree import MAPPING_KINDS, NOT_STATE_KINDS, OBJECT_KINDS, SEQUENCE_KINDS, Tree, entries
 
 _RECORDS: dict[str, Any] = {"ConfigRecord": ConfigRecord, "MetricRecord": MetricRecord, "RecordDict": RecordDict}
@@ -89,7 +92,7 @@ class Decoder:
         if kind in SEQUENCE_KINDS:
             return list(node["v"])
         if kind in MAPPING_KINDS:
-            return [value for _, _, value in entries(node)]
+            return [*(value for _, _, value in entries(node)), *node.get("attributes", {}).values()]
         return [node["v"]] if kind == "generator" else None
 
     def _single(self, node: Node) -> Any:
@@ -111,14 +114,14 @@ class Decoder:
             return self._live(node, parts[0])
         if kind in MAPPING_KINDS:
             keys = [self.key(key) for _, key, _ in entries(node)]
-            return self._mapping(node, dict(zip(keys, parts, strict=True)))
+            made = self._mapping(node, dict(zip(keys, parts, strict=False)))
+            for name, value in zip(node.get("attributes", {}), parts[len(keys) :], strict=True):
+                set_attribute(made, name, value)
+            return made
         if kind == "deque":
             return collections.deque(parts, node["maxlen"])
         if kind == "namedtuple":
-            cls = self._own.value_class(node["type"])
-            if cls is None:
-                raise ValueError(f"the stored state holds a {node['type']}, and there is no such class any more")
-            return tuple.__new__(cls, parts)
+            return tuple.__new__(self._value_class(node), parts)
         return _SEQUENCES[kind](parts)
 
     def _mapping(self, node: dict[str, Any], content: dict[Any, Any]) -> Any:
@@ -129,7 +132,9 @@ class Decoder:
                     f"a defaultdict whose factory is {node['own_factory']} cannot be made again from the stored "
                     "state: build it in __init__, or use a factory such as list or int"
                 )
-            return collections.defaultdict(FACTORY_BY_NAME.get(node.get("factory", "")), content)
+            known = FACTORY_BY_NAME.get(node.get("factory", ""))
+            factory = self._function(node["function"]) if "function" in node else known
+            return collections.defaultdict(factory, content)
         if kind in _RECORDS:
             record = _RECORDS[kind]()
             for key, value in content.items():
@@ -143,7 +148,31 @@ class Decoder:
             return node
         if node["$"] in ("tuple", "frozenset"):
             return _SEQUENCES[node["$"]]([self.key(part) for part in node["v"]])
+        if node["$"] == "namedtuple":
+            return tuple.__new__(self._value_class(node), [self.key(part) for part in node["v"]])
+        if node["$"] == "object":
+            return self._key_object(node)
         return self._single(node)
+
+    def _key_object(self, node: dict[str, Any]) -> Any:
+        cls = self._own.rebuilt_class(node["type"])
+        if cls is None:
+            raise ValueError(f"the stored state holds a {node['type']}, and there is no such class any more")
+        made = new_instance(cls)
+        for name, value in node["v"].items():
+            set_attribute(made, name, self.key(value))
+        return made
+
+    def _value_class(self, node: dict[str, Any]) -> Any:
+        cls = self._own.value_class(node["type"])
+        if cls is None:
+            raise ValueError(f"the stored state holds a {node['type']}, and there is no such class any more")
+        return cls
+
+    def _subclass(self, node: dict[str, Any]) -> Any:
+        cls = self._value_class(node)
+        base: Any = next(base for base in VALUE_BASES if issubclass(cls, base))
+        return base.__new__(cls, self._single(node["v"]))
 
     def _enum(self, node: dict[str, Any]) -> Any:
         cls = self._own.value_class(node["type"])
@@ -156,11 +185,11 @@ class Decoder:
             f"the stored state holds {node['type']}.{node.get('name', node.get('flags'))}, which is not there any more"
         )
 
-    def _function(self, node: dict[str, Any]) -> Any:
-        found = self._own.function(node["name"])
+    def _function(self, name: str) -> Any:
+        found = self._own.function(name)
         if found is None:
             raise ValueError(
-                f"the stored state names the function {node['name']}, which is not in the strategy's modules any more"
+                f"the stored state names the function {name}, which is not in the strategy's modules any more"
             )
         return found
 
@@ -180,8 +209,10 @@ class Decoder:
 
 _SINGLES: dict[str, Callable[[Decoder, dict[str, Any]], Any]] = {
     "enum": Decoder._enum,
-    "function": Decoder._function,
+    "function": lambda self, node: self._function(node["name"]),
     "method": Decoder._method,
+    "subclass": Decoder._subclass,
+    "count": lambda self, node: itertools.count(*(self._single(part) for part in node["v"])),
     "torch.Size": lambda _, node: Decoder._torch_size(node),
 }
 

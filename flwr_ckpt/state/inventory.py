@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from flwr_ckpt.store.draft import Blob
@@ -16,8 +16,11 @@ from .tree import NOT_STATE_KINDS, Tree, children, kind_of
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def inventory(tree: Tree, blobs: tuple[Blob, ...], opaque: Mapping[str, Opaque]) -> Iterator[str]:
-    """One line for each attribute that holds more than plain values, one for all others, one for each not kept."""
+def inventory(tree: Tree, blobs: tuple[Blob, ...], opaque: Mapping[str, Opaque], idle: Iterable[str]) -> Iterator[str]:
+    """One line for each attribute that holds more than plain values, one for all others, one for each not kept.
+
+    And one for each of the `idle` paths, which the user excluded and which are not there: most likely misspelt.
+    """
     sizes = {blob.name: memoryview(blob.data).nbytes for blob in blobs}
     for root, node in tree.roots.items():
         plain = 0
@@ -30,6 +33,7 @@ def inventory(tree: Tree, blobs: tuple[Blob, ...], opaque: Mapping[str, Opaque])
         if plain:
             yield f"{root}: {plain} plain value{'s' if plain > 1 else ''}, kept once they change"
     yield from (f"{path}: {found}, not kept" for path, found in opaque.items())
+    yield from (f"exclude: {path} matches nothing" for path in idle)
 
 
 def _attributes(root: str, node: Node) -> Iterator[tuple[str, Node]]:

@@ -103,15 +103,18 @@ def has_state_dict(obj: object) -> bool:
 
 def container_base(obj: object) -> type | None:
     """The built-in container that the object's class inherits from, whose own methods reach its content."""
-    return next((base for base in _CONTAINER_BASES if isinstance(obj, base)), None)
+    return next((base for base in CONTAINER_BASES if isinstance(obj, base)), None)
 
 
-def content_of(obj: object) -> Any:
+def content_of(obj: Any) -> Any:
     """What an object of a class that inherits from a container holds beside its attributes; ``None`` for others."""
     base: Any = container_base(obj)
     if base is None:
         return None
+    if isinstance(obj, collections.deque):
+        maxlen: Any = collections.deque.__dict__["maxlen"]
+        return collections.deque(base.__iter__(obj), maxlen.__get__(obj))
     return base(base.items(obj) if issubclass(base, dict) else base.__iter__(obj))
 
 
-_CONTAINER_BASES = (collections.OrderedDict, dict, list, set)
+CONTAINER_BASES = (collections.OrderedDict, dict, list, set, collections.deque)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from .flower import ConfigRecord, MetricRecord, RecordDict
 from .objects import attributes, container_base, delete_attribute, set_attribute
 from .paths import Path
@@ -100,16 +102,21 @@ def refill(live: Any, value: Any) -> bool:
 
 
 def replace_content(live: Any, value: Any) -> None:
-    """Give an object of a user's own list or set class the content of `value`."""
+    """Give an object of a user's own list, set or deque class the content of `value`."""
     if isinstance(live, list):
         list.__setitem__(live, slice(None), value)
-    else:
+    elif isinstance(live, set):
         set.clear(live)
         set.update(live, value)
+    else:
+        collections.deque.clear(live)
+        collections.deque.extend(live, value)
 
 
 def is_same_leaf(live: Any, value: Any) -> bool:
-    """Whether `live` is a tensor that an optimizer may hold on to, and `value` one that fits into it."""
+    """Whether `live` is a tensor that an optimizer may hold on to, or an array that is a file, and `value` fits."""
+    if type(live) is np.memmap:
+        return live.flags.writeable and (live.shape, live.dtype) == (value.shape, value.dtype)
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(live, torch.Tensor) or not (live.requires_grad and live.is_leaf):
         return False
@@ -117,5 +124,8 @@ def is_same_leaf(live: Any, value: Any) -> bool:
 
 
 def copy_into(live: Any, value: Any) -> None:
+    if isinstance(live, np.ndarray):
+        np.copyto(live, value)
+        return
     with sys.modules["torch"].no_grad():
         live.copy_(value)

@@ -9,19 +9,22 @@ from typing import Any
 from flwr_ckpt.store.draft import Blob, Buffer
 from flwr_ckpt.store.values import Json
 
-from .arrays import ArrayDecoder, ArrayEncoder, digest_of
+from .array_decode import ArrayDecoder
+from .arrays import ArrayEncoder, digest_of
 from .buffers import BlobCollector, BufferPool
 from .classes import OwnPackages
 from .compare import alike
 from .encode import Encoded, Encoder
 from .inventory import inventory
 from .leaves import Node
+from .links import Links, LiveArrays
 from .live import LiveObjects
-from .paths import Names
 from .restore import Restorer
+from .sharing import Sharing
 from .show import short
 from .singles import Opaque
-from .tree import MISSING, Tree, kind_of
+from .three import Three
+from .tree import MISSING, SEQUENCE_KINDS, Tree, kind_of, places
 
 Roots = Mapping[str, Any]
 
@@ -98,9 +101,9 @@ class StateRecorder:
         """
         if "strategy" in roots:
             self._own.add(type(roots["strategy"]))
-        self._walk(roots, None)  # finds nested strategies, whose packages are the strategy's own too
+        self._walk(roots, Sharing())  # finds nested strategies, whose packages are the strategy's own too
         self._digests.remember = True
-        self._baseline = self._walk(roots, None)
+        self._baseline = self._walk(roots, Sharing())
         self._digests.remember = False
         self._anchored = self._baseline.objects
         self._anchors = {id(value): identity for identity, value in self._anchored.items()}
@@ -115,10 +118,13 @@ class StateRecorder:
         """
         baseline = self._taken_baseline()
         collector = BlobCollector(self._pool)
-        found = self._walk(roots, collector)
+        sharing = Sharing()
+        found = self._walk(roots, sharing, collector)
+        sharing.settle(collector)
         blobs, release = collector.finish()
         if self._inventory is None:
-            self._inventory = tuple(inventory(Tree(found.tree), blobs, found.opaque))
+            idle = self._excluded - baseline.excluded - found.excluded
+            self._inventory = tuple(inventory(Tree(found.tree), blobs, found.opaque, sorted(idle)))
         problems = tuple(self._problems(found, baseline))
         return Snapshot(found.tree, baseline.tree, blobs, release, problems, self._inventory)
 
@@ -136,19 +142,22 @@ class StateRecorder:
             If there is state for an object that is not there, or a ``load_state_dict`` fails.
         """
         now = Tree(self._taken_baseline().tree)
-        live = self._walk(roots, None)
+        three = Three(Tree(stored.tree), Tree(stored.baseline), now)
+        sharing = Sharing()
+        live = self._walk(roots, sharing)
+        live_tree = Tree(live.tree)
+        objects, arrays = LiveObjects(live_tree, live.objects), ArrayDecoder(stored.read)
+        links = Links(three.stored)
+        links.keep_live(arrays, LiveArrays(live_tree, sharing.arrays()), objects)
         restorer = Restorer(
-            Tree(stored.tree),
-            Tree(stored.baseline),
-            now,
-            live=LiveObjects(Tree(live.tree), live.objects),
-            own=self._own,
-            arrays=ArrayDecoder(stored.read),
-            excluded=self._excluded,
-            private=self._private,
+            three, live=objects, own=self._own, arrays=arrays, excluded=self._excluded, private=self._private
         )
         restorer.run(_flat(roots))
-        return restorer.warnings
+        return [*three.warnings, *links.broken(self._live_arrays(roots))]
+
+    def _live_arrays(self, roots: Roots) -> LiveArrays:
+        sharing = Sharing()
+        return LiveArrays(Tree(self._walk(roots, sharing).tree), sharing.arrays())
 
     def differences(self, roots: Roots, stored: StoredState) -> list[str]:
         """The numbers and booleans among the strategy's plain attributes that are given differently now.
@@ -175,18 +184,39 @@ class StateRecorder:
             raise RuntimeError("take_baseline() has to be called at the first hook, before anything else")
         return self._baseline
 
-    def _walk(self, roots: Roots, collector: BlobCollector | None) -> Encoded:
-        def arrays(names: Names) -> ArrayEncoder:
-            return ArrayEncoder(collector, names, self._digests)
-
+    def _walk(self, roots: Roots, sharing: Sharing, collector: BlobCollector | None = None) -> Encoded:
+        arrays = ArrayEncoder(collector, sharing, self._digests)
         return Encoder(self._own, self._anchors, self._excluded, arrays).encode(_flat(roots))
 
     def _problems(self, found: Encoded, baseline: Encoded) -> Iterator[str]:
-        known = baseline.opaque
-        for path, thing in found.opaque.items():
-            before = known.get(path)
-            if before is None or (before.kind, before.name) != (thing.kind, thing.name):
-                yield _problem(path, thing, before)
+        for now, before in ((found.opaque, baseline.opaque), (found.needed, baseline.needed)):
+            yield from (
+                _problem(path, thing, before.get(path))
+                for path, thing in now.items()
+                if path not in before or (before[path].kind, before[path].name) != (thing.kind, thing.name)
+            )
+        yield from _torn(found, baseline)
+
+
+def _torn(found: Encoded, baseline: Encoded) -> Iterator[str]:
+    """Lists that have changed and cannot be put back, because they hold what cannot be stored."""
+    inside = {thing.whole: (path, thing) for path, thing in (found.opaque | found.needed).items() if thing.whole}
+    if not inside:
+        return
+    now, then = Tree(found.tree), Tree(baseline.tree)
+    before = _sequences(then)
+    for whole, node in _sequences(now).items():
+        if whole not in inside or whole not in before or alike(node, now, before[whole], then):
+            continue
+        path, thing = inside[whole]
+        yield (
+            f"{whole}: changed, and cannot be stored, because it holds a {thing} ({path}). "
+            f"Ways on: {_ways(whole)}, or keep the two apart"
+        )
+
+
+def _sequences(tree: Tree) -> dict[str, Node]:
+    return {str(path): node for path, node, _ in places(tree) if node["$"] in SEQUENCE_KINDS}
 
 
 class _Digests:
@@ -219,9 +249,11 @@ def _is_number(node: Node) -> bool:
 
 
 def _problem(path: str, thing: Opaque, before: Opaque | None) -> str:
-    root, _, attribute = path.partition(".")
-    ways = "give it state_dict() and load_state_dict(), or pass an object that has them as extra_state="
-    if root == "strategy":
-        ways = f"exclude=({attribute!r},) if it is no state; else {ways}"
     was = f", where a {before} was" if before is not None else ""
-    return f"{path}: became a {thing}, which cannot be stored{was}. Ways on: {ways}"
+    return f"{path}: became a {thing}, which cannot be stored{was}. Ways on: {_ways(path)}"
+
+
+def _ways(path: str) -> str:
+    ways = "give it state_dict() and load_state_dict(), or pass an object that has them as extra_state="
+    root, _, attribute = path.partition(".")
+    return f"exclude=({attribute!r},) if it is no state; else {ways}" if root == "strategy" else ways

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from flwr_ckpt.store.errors import CheckpointError
 
 from . import generators
-from .arrays import ARRAY_KINDS, ArrayDecoder
+from .array_decode import ArrayDecoder
+from .arrays import ARRAY_KINDS
 from .classes import OwnPackages
-from .compare import alike, has_changed
+from .compare import has_changed
 from .decode import Decoder, NotStateError
 from .leaves import Node
+from .links import loads_in_place
 from .live import LiveObjects
 from .objects import new_instance
 from .paths import Path
@@ -33,10 +36,8 @@ from .places import (
     refill,
     replace_content,
 )
-from .show import short
-from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, OBJECT_KINDS, Tree, entries, holds_state, kind_of
-
-Entries = dict[str, tuple[Any, Node]]  # token -> key, node
+from .three import Entries, Three, content_of, named, type_of, value_of
+from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, OBJECT_KINDS, holds_state, kind_of
 
 
 class Restorer:
@@ -44,8 +45,7 @@ class Restorer:
 
     Parameters
     ----------
-    stored, then, now : Tree
-        What is stored, the baseline of the process that stored it, and the baseline of this one.
+    three : Three
     live : LiveObjects
     own : OwnPackages
     arrays : ArrayDecoder
@@ -57,9 +57,7 @@ class Restorer:
 
     def __init__(
         self,
-        stored: Tree,
-        then: Tree,
-        now: Tree,
+        three: Three,
         *,
         live: LiveObjects,
         own: OwnPackages,
@@ -67,18 +65,19 @@ class Restorer:
         excluded: frozenset[str],
         private: bool,
     ) -> None:
-        self._stored, self._then, self._now = stored, then, now
+        self._three = three
+        self._stored = three.stored
         self._live = live
+        self._arrays = arrays
         self._own = own
         self._excluded = excluded
         self._private = private
-        self._decoder = Decoder(stored, arrays, own, self._live_for)
+        self._decoder = Decoder(three.stored, arrays, own, self._live_for)
         self._made = self._decoder.made
         self._filled: dict[int, Any] = {}  # live containers and tensors already put back, kept alive
         self._work: collections.deque[Callable[[], None]] = collections.deque()
         self._loads: list[tuple[Any, Node, Path]] = []
         self._path = Path.root("")
-        self.warnings: list[str] = []
 
     def run(self, roots: Mapping[str, object]) -> None:
         for name, node in self._stored.roots.items():
@@ -101,11 +100,11 @@ class Restorer:
                     "give it, or start another run"
                 )
             return
-        then, now = self._then.roots.get(name, MISSING), self._now.roots.get(name, MISSING)
+        then, now = self._three.then.roots.get(name, MISSING), self._three.now.roots.get(name, MISSING)
         if kind_of(node) in OBJECT_KINDS:
             self._adopt(node, live, path)
         elif kind_of(node) in MAPPING_KINDS:
-            self._merge(Items(live), *self._mappings(node, then, now), path)
+            self._merge(Items(live), *self._items(node, then, now), path)
 
     def _live_for(self, node: dict[str, Any], state: Any) -> Any:
         """Give the decoder the live object for a node, and see to it that its state is put back too."""
@@ -147,22 +146,12 @@ class Restorer:
         if node["$"] == "stateful":
             self._loads.append((live, node["v"], path))
             return
-        now = None if new else self._counterpart(self._now, node)
+        now = None if new else self._three.counterpart(self._three.now, node)
         # an object that was made after the baseline had none: its values of now are nobody's wish
-        then = None if new else self._counterpart(self._then, node) or now
+        then = None if new else self._three.counterpart(self._three.then, node) or now
         self._work.append(lambda: self._merge_object(live, node, then, now, path))
         if "state_dict" in node:
             self._loads.append((live, node["state_dict"], path))
-
-    def _counterpart(self, tree: Tree, node: dict[str, Any]) -> dict[str, Any] | None:
-        """The same object in a baseline; the class of a root is compared elsewhere."""
-        for identity in (node["id"], node.get("at", "")):
-            found = tree.by_id.get(identity)
-            if found is None or found["$"] != "object":
-                continue
-            if found["type"] == node["type"] or identity in tree.roots:
-                return found
-        return None
 
     def _merge_object(
         self,
@@ -172,12 +161,12 @@ class Restorer:
         now: dict[str, Any] | None,
         path: Path,
     ) -> None:
-        self._merge(Attributes(live), _attributes(node), _attributes(then), _attributes(now), path)
+        self._merge(Attributes(live), named(node), named(then), named(now), path)
         if "content" not in node:
             return
-        content, before, given = (_content(part) for part in (node, then, now))
+        content, before, given = (content_of(part) for part in (node, then, now))
         if kind_of(self._stored.follow(content)) in MAPPING_KINDS:
-            self._merge(Items(live), *self._mappings(content, before, given), path)
+            self._merge(Items(live), *self._items(content, before, given), path)
         else:
             value = self._whole(content, before, given, MISSING, path)
             if value is not KEEP:
@@ -185,31 +174,21 @@ class Restorer:
 
     # -- places --------------------------------------------------------------------------------------------------
 
-    def _mappings(self, node: Node, then: Node, now: Node) -> tuple[Entries, Entries, Entries]:
-        return (
-            self._entries(node, self._stored),
-            self._entries(then, self._then),
-            self._entries(now, self._now),
-        )
-
-    def _entries(self, node: Node, tree: Tree) -> Entries:
-        node = tree.resolve(node)
-        if kind_of(node) not in MAPPING_KINDS:
-            return {}
-        return {token: (self._decoder.key(key), value) for token, key, value in entries(node)}
+    def _items(self, node: Node, then: Node, now: Node) -> tuple[Entries, Entries, Entries]:
+        return self._three.items(node, then, now, self._decoder.key)
 
     def _merge(self, place: Attributes | Items, stored: Entries, then: Entries, now: Entries, path: Path) -> None:
         for token, (key, node) in stored.items():
             where = place.path(path, key)
             if self._is_excluded(where):
                 continue
-            value = self._slot(node, _value(then, token), _value(now, token), place.get(key), where)
+            value = self._slot(node, value_of(then, token), value_of(now, token), place.get(key), where)
             if value is not KEEP:
                 place.set(key, value)
         for token, (key, node) in then.items():
             where = place.path(path, key)
             if token not in stored and not self._is_excluded(where):
-                self._remove(place, key, node, _value(now, token), where)
+                self._remove(place, key, node, value_of(now, token), where)
         place.arrange(key for key, _ in stored.values())
 
     def _is_excluded(self, path: Path) -> bool:
@@ -217,12 +196,12 @@ class Restorer:
 
     def _remove(self, place: Attributes | Items, key: Any, then: Node, now: Node, path: Path) -> None:
         """What the run had taken away is taken away again, unless the user has put something else there."""
-        if now is MISSING or place.get(key) is MISSING or kind_of(self._then.resolve(then)) in NOT_STATE_KINDS:
+        if now is MISSING or place.get(key) is MISSING or kind_of(self._three.then.resolve(then)) in NOT_STATE_KINDS:
             return
-        if alike(now, self._now, then, self._then):
+        if self._three.is_untouched(then, now):
             place.delete(key)
         else:
-            self._warn(path, MISSING, then, now)
+            self._three.warn(path, MISSING, then, now)
 
     def _slot(self, node: Node, then: Node, now: Node, live: Any, path: Path) -> Any:
         """The value to put at `path`, or `KEEP`."""
@@ -244,7 +223,9 @@ class Restorer:
         if kind in MAPPING_KINDS and mapping_kind(live) == kind and self._claim(live):
             if "id" in node:
                 self._made[node["id"]] = live
-            self._work.append(lambda: self._merge(Items(live), *self._mappings(node, then, now), path))
+            self._work.append(lambda: self._merge(Items(live), *self._items(node, then, now), path))
+            if "attributes" in node:
+                self._work.append(lambda: self._merge(Attributes(live), *self._three.attributes(node, then, now), path))
             return KEEP
         return self._whole(node, then, now, live, path)
 
@@ -258,50 +239,46 @@ class Restorer:
     def _alias(self, value: Any, node: Node, then: Node, now: Node, live: Any, path: Path) -> Any:
         if value is live:
             return KEEP
-        if kind_of(node) in ARRAY_KINDS or self._is_ours(node, then, now):
+        if kind_of(node) in ARRAY_KINDS or self._three.is_ours(node, then, now):
             return value
-        self._warn(path, node, then, now)
+        self._three.warn(path, node, then, now)
         return KEEP
 
-    def _is_ours(self, node: Node, then: Node, now: Node) -> bool:
-        """Whether the user's value of now is what the run began with, or what it came to."""
-        return alike(now, self._now, then, self._then) or alike(now, self._now, node, self._stored)
-
     def _reference(self, node: dict[str, Any], then: Node, now: Node, live: Any, path: Path) -> Any:
-        then_node, now_node = self._then.resolve(then), self._now.resolve(now)
+        then_node, now_node = self._three.then.resolve(then), self._three.now.resolve(now)
         same = kind_of(then_node) in OBJECT_KINDS and then_node["id"] == node["id"]
         if node["id"] not in self._made and self._live.find(node, self._stored) is MISSING:
             if self._own.rebuilt_class(node["type"]) is not None:
                 return self._whole(node, then, now, live, path)
-            if kind_of(now_node) in OBJECT_KINDS and _type_of(then_node) == node["type"] != now_node["type"]:
-                self._warn(path, node, then, now)
+            if kind_of(now_node) in OBJECT_KINDS and type_of(then_node) == node["type"] != now_node["type"]:
+                self._three.warn(path, node, then, now)
                 return KEEP
-            if same and not has_changed(node, self._stored, self._then):
+            if same and not has_changed(node, self._stored, self._three.then):
                 return KEEP
             raise CheckpointError(self._not_there(node))
         target = self._decoder.decode(node)
         if target is live or same:
             return KEEP
-        if self._is_ours(node, then, now):
+        if self._three.is_ours(node, then, now):
             return target
-        self._warn(path, node, then, now)
+        self._three.warn(path, node, then, now)
         return KEEP
 
     def _whole(self, node: Node, then: Node, now: Node, live: Any, path: Path) -> Any:
         """A value that is put back as one, if it is put back."""
-        unchanged = alike(node, self._stored, then, self._then)
+        unchanged = self._three.has_come_back(node, then)
         if unchanged and not holds_state(self._stored, node):
             return KEEP
-        ours = alike(now, self._now, node, self._stored) if unchanged else self._is_ours(node, then, now)
+        ours = self._three.is_reached(node, now) if unchanged else self._three.is_ours(node, then, now)
         if not ours:
-            self._warn(path, node, then, now)
+            self._three.warn(path, node, then, now)
             self._adopt_below(node)
             return KEEP
         try:
             value = self._decode_into(node, MISSING, path)
         except NotStateError as error:
             if not unchanged:
-                self.warnings.append(f"{path}: not put back, because it holds a {error}")
+                self._three.warnings.append(f"{path}: not put back, because it holds a {error}")
             self._adopt_below(node)
             return KEEP
         if mapping_kind(live) is None and type(live) is type(value) and self._claim(live) and refill(live, value):
@@ -335,7 +312,9 @@ class Restorer:
         return value
 
     def _load(self, live: Any, node: Node, path: Path) -> None:
-        state = self._decode_into(node, MISSING, path.state_dict())
+        # what shares memory with the module's own is a view of that; what is copied into it must not be
+        with self._arrays.apart() if loads_in_place(live) else nullcontext():
+            state = self._decode_into(node, MISSING, path.state_dict())
         try:
             live.load_state_dict(state)
         except Exception as error:
@@ -343,26 +322,3 @@ class Restorer:
                 f"{path}: its load_state_dict() raised {type(error).__name__}: {error}. It was made differently when "
                 "the state was stored; make it the same way, or start another run"
             ) from error
-
-    def _warn(self, path: Path, node: Node, then: Node, now: Node) -> None:
-        given = short(self._now, now)
-        self.warnings.append(
-            f"{path}: {given} is given now; the run began with {short(self._then, then)} and had come to "
-            f"{short(self._stored, node)}. {given} stands"
-        )
-
-
-def _attributes(node: dict[str, Any] | None) -> Entries:
-    return {} if node is None else {name: (name, value) for name, value in node["v"].items()}
-
-
-def _content(node: dict[str, Any] | None) -> Node:
-    return MISSING if node is None else node.get("content", MISSING)
-
-
-def _value(found: Entries, token: str) -> Node:
-    return found[token][1] if token in found else MISSING
-
-
-def _type_of(node: Node) -> str | None:
-    return node.get("type") if isinstance(node, dict) else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import enum
 import functools
+import itertools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,18 +16,27 @@ import numpy as np
 from flwr_ckpt.store.errors import CheckpointError
 
 from .arrays import ArrayEncoder
-from .classes import OwnPackages, type_name
+from .classes import VALUE_BASES, OwnPackages, is_named_tuple, type_name
 from .flower import RUNTIME_HANDLES, Array, ArrayRecord, Parameters
 from .leaves import Node, base64_text, encode_leaf, encode_scalar
+from .objects import attributes
 from .paths import Path
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Something that is not state; functions and classes have a name that tells them apart."""
+    """Something that is not state; functions and classes have a name that tells them apart.
+
+    Attributes
+    ----------
+    kind, name : str
+    whole : str
+        The path of the sequence that it lies in and that cannot be put back because of it; or empty.
+    """
 
     kind: str
     name: str
+    whole: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.name})" if self.name else self.kind
@@ -44,6 +55,7 @@ class SingleEncoder:
         self._own = own
         self._arrays = arrays
         self.opaque: dict[str, Opaque] = {}
+        self.needed: dict[str, Opaque] = {}
 
     def plain(self, value: object, path: Path) -> Node | None:
         """A plain value or a handle, neither of which anybody else could hold and change; ``None`` if it is none."""
@@ -58,7 +70,7 @@ class SingleEncoder:
             return {"$": "runtime", "type": type_name(type(value))}
         if type(value) is bytes:
             return self._arrays.bytes_(value, path)
-        return None
+        return self._subclass(value)
 
     def data(self, value: object, path: Path) -> Node | None:
         """An array, tensor, record of arrays or byte array; ``None`` if it is none, or none that can be stored."""
@@ -80,9 +92,15 @@ class SingleEncoder:
         """
         if path.in_state_dict:
             raise unstorable_state_dict(value, path)
-        found = Opaque(type_name(type(value)), name_of(value))
+        found = _opaque(value, name_of(value), path)
         self.opaque[str(path)] = found
         return {"$": "opaque", "type": found.kind, "name": found.name}
+
+    def needs_itself(self, value: object, name: str, path: Path) -> None:
+        """Note what cannot be made again, yet can be filled where it is there already."""
+        if path.in_state_dict:
+            raise unstorable_state_dict(value, path)
+        self.needed[str(path)] = _opaque(value, name, path)
 
     def key(self, key: Any) -> Node | None:
         """A key of a dict: any hashable plain value, and tuples of them; ``None`` if it is none (or None itself)."""
@@ -96,7 +114,33 @@ class SingleEncoder:
             if any(part is None and item is not None for part, item in zip(parts, key, strict=True)):
                 return None
             return {"$": type(key).__name__, "v": parts}
-        return self._enum(key) if isinstance(key, enum.Enum) else encode_leaf(key)
+        if isinstance(key, enum.Enum):
+            return self._enum(key)
+        return encode_leaf(key) or self._subclass(key) or self._record_key(key)
+
+    def _record_key(self, key: Any) -> Node | None:
+        """A named tuple, or a frozen dataclass, of plain values: equal by its fields."""
+        cls = type(key)
+        if is_named_tuple(cls) and self._own.finds_value_class(cls):
+            kind, fields = "namedtuple", dict(zip(cls._fields, tuple.__iter__(key), strict=True))
+        elif self._own.is_key_class(cls):
+            kind, fields = "object", attributes(key)
+        else:
+            return None
+        parts = {name: self.key(value) for name, value in fields.items()}
+        if any(part is None and fields[name] is not None for name, part in parts.items()):
+            return None
+        return {"$": kind, "type": type_name(cls), "v": parts if kind == "object" else list(parts.values())}
+
+    def _subclass(self, value: Any) -> Node | None:
+        """A number or string of a class of the user's that holds nothing else."""
+        cls = type(value)
+        base: Any = next((base for base in VALUE_BASES if isinstance(value, base)), None)
+        if base is None or attributes(value) or not self._own.finds_value_class(cls):
+            return None
+        plain: Any = base.__new__(base, value) if base is not str else str.__str__(value)
+        encoded = {"$": "bytes", "v": base64_text(plain)} if base is bytes else encode_scalar(plain)
+        return {"$": "subclass", "type": type_name(cls), "v": encoded}
 
     def _enum(self, value: enum.Enum) -> Node | None:
         cls = type(value)
@@ -124,6 +168,21 @@ def name_of(value: object) -> str:
     return f"{getattr(value, '__module__', '')}:{qualname}" if isinstance(qualname, str) else ""
 
 
+def _opaque(value: object, name: str, path: Path) -> Opaque:
+    whole = path.whole()
+    return Opaque(type_name(type(value)), name, "" if whole is None else str(whole))
+
+
+def _count(value: object) -> Node | None:
+    """What comes next shows in the text, without being taken; ``None`` where that is no plain number."""
+    start, _, step = repr(value)[len("count(") : -1].partition(", ")
+    try:
+        parts = [ast.literal_eval(part) for part in (start, step or "1")]
+    except (SyntaxError, ValueError):
+        return None
+    return {"$": "count", "v": [encode_scalar(part) for part in parts]}
+
+
 def _is_tensor(value: object) -> bool:
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
@@ -141,5 +200,6 @@ _DATA: tuple[tuple[Callable[[object], bool], Callable[[ArrayEncoder, Any, Path],
     (lambda value: isinstance(value, ArrayRecord), ArrayEncoder.array_record),
     (lambda value: isinstance(value, Array), ArrayEncoder.array),
     (_is_tensor, ArrayEncoder.tensor),
+    (lambda value: type(value) is itertools.count, lambda _, value, __: _count(value)),
     (_is_torch_size, lambda _, value, __: {"$": "torch.Size", "v": [int(part) for part in value]}),
 )

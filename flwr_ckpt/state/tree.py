@@ -89,6 +89,7 @@ def children(node: dict[str, Any]) -> Iterator[Node]:
         yield from node["v"]
     elif kind in MAPPING_KINDS:
         yield from (value for _, _, value in entries(node))
+        yield from node.get("attributes", {}).values()
     elif kind in OBJECT_KINDS:
         if kind == "object":
             yield from node["v"].values()
@@ -119,19 +120,25 @@ def holds_state(tree: Tree, node: Node) -> bool:
     return any(kind_of(below) in more for below in tree.walk(node))
 
 
-def _dictionaries(tree: Tree) -> Iterator[tuple[Path, dict[str, Any]]]:
+def places(tree: Tree) -> Iterator[tuple[Path, dict[str, Any], bool]]:
+    """Every place of a node that is more than a value of JSON's, and whether it was met before at another place."""
     stack: list[tuple[Path, Node]] = [(Path.root(name), root) for name, root in reversed(tree.roots.items())]
     seen: set[int] = set()
     while stack:
         path, node = stack.pop()
         node = tree.resolve(node)
-        if not isinstance(node, dict) or id(node) in seen:
+        if not isinstance(node, dict):
             continue
-        seen.add(id(node))
-        if node["$"] in MAPPING_KINDS:
-            yield path, node
-        below = [(where, child) for where, child in _located(path, node) if isinstance(child, dict)]
-        stack.extend(reversed(below))
+        again = id(node) in seen
+        yield path, node, again
+        if not again:
+            seen.add(id(node))
+            below = [(where, child) for where, child in _located(path, node) if isinstance(child, dict)]
+            stack.extend(reversed(below))
+
+
+def _dictionaries(tree: Tree) -> Iterator[tuple[Path, dict[str, Any]]]:
+    return ((path, node) for path, node, again in places(tree) if node["$"] in MAPPING_KINDS and not again)
 
 
 def _located(path: Path, node: dict[str, Any]) -> Iterator[tuple[Path, Node]]:
@@ -139,13 +146,16 @@ def _located(path: Path, node: dict[str, Any]) -> Iterator[tuple[Path, Node]]:
     kind = node["$"]
     if kind in MAPPING_KINDS:
         yield from ((path.item(key), value) for _, key, value in entries(node))
+        yield from ((path.attribute(name), value) for name, value in node.get("attributes", {}).items())
     elif kind == "object":
         yield from ((path.attribute(name), value) for name, value in node["v"].items())
         yield from ((path, node[extra]) for extra in ("content", "state_dict") if extra in node)
     elif kind == "stateful":
         yield path.state_dict(), node["v"]
     elif kind in SEQUENCE_KINDS:
-        yield from ((path.item(index), value) for index, value in enumerate(node["v"]))
+        yield from ((path.index(index), value) for index, value in enumerate(node["v"]))
+    elif kind == "masked":
+        yield from ((path.attribute(part), node[part]) for part in ("data", "mask", "fill"))
 
 
 def dicts_keyed_by(tree: Json, ids: Collection[int | str]) -> dict[str, list[Any]]:

@@ -140,3 +140,122 @@ def test_torch_is_not_imported_for_a_strategy_without_tensors() -> None:
         "recorder.capture(roots); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_views_of_a_tensor_are_views_again() -> None:
+    def make() -> Mine:
+        flat = torch.zeros(6)
+        return Mine(flat=flat, layer=flat[2:].view(2, 2), array=flat.numpy()[:2], half=None)
+
+    strategy, warnings = restart(make, lambda alive: alive.flat.add_(1))
+    strategy.flat[2] = 7
+    strategy.flat[0] = 5
+    assert strategy.layer.tolist() == [[7.0, 1.0], [1.0, 1.0]]
+    assert strategy.array.tolist() == [5.0, 1.0]
+    assert warnings == []
+
+
+def test_views_of_types_that_numpy_lacks_are_views_again() -> None:
+    held = torch.arange(6).to(torch.bfloat16)
+    number = torch.ones(2, dtype=torch.complex64)
+    values = {"held": held, "odd": held[1::2], "number": number, "conj": number.conj(), "wide": held[:1].expand(5)}
+    strategy, _ = restart(lambda: Mine(values=None), lambda alive: setattr(alive, "values", values))
+    back = strategy.values
+    back["held"][1] = 9
+    back["held"][0] = 3
+    back["number"].mul_(1j)
+    assert back["odd"].tolist() == [9.0, 3.0, 5.0]
+    assert back["conj"].tolist() == [-1j, -1j]
+    assert back["wide"].tolist() == [3.0] * 5
+
+
+def test_transposed_tensors_keep_their_strides() -> None:
+    value = torch.arange(6.0).reshape(2, 3).T
+    strategy, _ = restart(lambda: Mine(held=None), lambda alive: setattr(alive, "held", value))
+    assert torch.equal(strategy.held, value)
+    assert strategy.held.stride() == value.stride()
+
+
+def test_a_view_of_a_parameter_follows_the_one_its_optimizer_holds() -> None:
+    def make() -> Mine:
+        weights = torch.nn.Parameter(torch.zeros(3))
+        return Mine(weights=weights, first=weights.data[:1], optimizer=torch.optim.SGD([weights], lr=1.0))
+
+    strategy, warnings = restart(make, lambda alive: alive.weights.data.add_(2))
+    strategy.weights.grad = torch.ones(3)
+    strategy.optimizer.step()
+    assert strategy.weights.tolist() == [1.0, 1.0, 1.0]
+    assert strategy.first.tolist() == [1.0]
+    assert warnings == []
+
+
+def test_a_module_and_what_looks_at_its_parameters() -> None:
+    def make() -> Mine:
+        net = torch.nn.Linear(2, 1, bias=False)
+        return Mine(net=net, best=None, row=net.weight.data[0])
+
+    def run(strategy: Mine) -> None:
+        strategy.net.weight.data.fill_(2)
+        strategy.best = strategy.net.state_dict()  # not a copy: it follows the module
+
+    strategy, warnings = restart(make, run)
+    assert strategy.net.weight.tolist() == [[2.0, 2.0]]
+    strategy.net.weight.data.fill_(3)
+    assert strategy.best["weight"].tolist() == [[3.0, 3.0]]
+    assert strategy.row.tolist() == [3.0, 3.0]
+    assert warnings == []
+
+
+def test_parameters_that_are_views_of_a_flat_buffer() -> None:
+    def make() -> Mine:
+        net = torch.nn.Linear(2, 1)
+        flat = torch.zeros(3)
+        net.weight.data, net.bias.data = flat[:2].view(1, 2), flat[2:]
+        return Mine(flat=flat, net=net)
+
+    strategy, warnings = restart(make, lambda alive: alive.flat.fill_(4))
+    assert strategy.net.bias.tolist() == [4.0]
+    strategy.flat.fill_(5)
+    assert strategy.net.weight.tolist() == [[5.0, 5.0]]
+    assert warnings == []
+
+
+def test_a_view_that_a_new_module_does_not_have_is_said() -> None:
+    state = died(lambda: with_view(torch.nn.Linear(2, 1)), lambda _: None)
+    _, (warning,) = resume(lambda: with_view(torch.nn.Linear(2, 1).to(torch.float64)), state)
+    assert "strategy.row" in warning
+    assert "strategy.net.state_dict()['weight']" in warning
+
+
+def with_view(net: Any) -> Mine:
+    return Mine(net=net, row=net.weight.data[0])
+
+
+def test_tied_tensors_are_stored_once() -> None:
+    class Tied(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = torch.nn.Linear(2, 2, bias=False)
+            self.b = torch.nn.Linear(2, 2, bias=False)
+            self.b.weight = self.a.weight
+
+    assert len(Process(Mine(net=Tied())).capture().blobs) == 1
+    strategy, _ = restart(lambda: Mine(net=Tied()), lambda alive: alive.net.a.weight.data.fill_(3))
+    assert strategy.net.b.weight.tolist() == [[3.0, 3.0], [3.0, 3.0]]
+
+
+def test_versions_of_modules_arrive_with_their_state() -> None:
+    versions = []
+
+    class Versioned(torch.nn.BatchNorm1d):  # type: ignore[misc, name-defined]
+        def _load_from_state_dict(self, state: Any, prefix: Any, metadata: Any, *rest: Any) -> None:
+            versions.append(metadata.get("version"))
+            super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+    strategy, _ = restart(lambda: Mine(net=Versioned(2), best=None), lambda alive: keep_best(alive))
+    assert versions == [2]
+    assert strategy.best._metadata[""] == {"version": 2}
+
+
+def keep_best(strategy: Mine) -> None:
+    strategy.best = strategy.net.state_dict()
