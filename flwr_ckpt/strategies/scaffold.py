@@ -30,6 +30,7 @@ class ScaffoldRule:
     ) -> None:
         self.learning_rate = learning_rate
         self.initial_control_variates = _initial(initial_control_variates, model)
+        self.num_control_variates = len(self.initial_control_variates)
         super().__init__(**fedavg)
 
     def append(self, weights: NDArrays) -> NDArrays:
@@ -40,7 +41,8 @@ class ScaffoldRule:
         """Step towards the mean of the clients' weights, and by their share of the mean change of their variates."""
         for update in updates:
             check_shapes(update.sender, update.arrays, sent)
-        split = len(sent) - len(self.initial_control_variates)
+        self.initial_control_variates = []  # no longer needed: the list that was sent holds what became of them
+        split = len(sent) - self.num_control_variates
         mean = average_lists([update.arrays for update in updates], [1.0] * len(updates))
         # The server's variate is the mean over all clients; those that did not answer keep theirs.
         share = len(updates) / max(self.num_available, len(updates))

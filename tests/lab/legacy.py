@@ -80,7 +80,8 @@ def initial_parameters(salt: int = 0) -> Parameters:
 def central(server_round: int, weights: list[np.ndarray], config: Any) -> tuple[float, dict[str, Any]]:
     """Central evaluation that depends on nothing but the parameters."""
     probe.passed("central", server_round)
-    return sum(float(np.abs(w).sum()) for w in weights), {"round": server_round}
+    numbers = [w for w in weights if w.dtype.kind != "U"]  # packed lists hold names
+    return sum(float(np.abs(w).sum()) for w in numbers), {"round": server_round}
 
 
 def averaged(metrics: list[tuple[int, dict[str, Any]]]) -> dict[str, Any]:

@@ -1,0 +1,256 @@
+"""Clients that answer with packed lists, and the strategies they are for: driven hook by hook, or as a `Case`.
+
+A client is here a function of the list it received, its partition and the round. SCAFFOLD's keeps its control variates
+in a folder, one file a round: a round that is trained again starts from those of the round before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.common import FitIns, FitRes, NDArrays, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
+
+from flwr_ckpt import strategies
+from flwr_ckpt.strategies import legacy_strategies
+
+from . import legacy as legacy_lab
+from . import message as message_lab
+from .catalogue import Case
+
+Answer = Callable[[NDArrays, int, int], NDArrays]  # (received, partition, server_round) -> returned
+
+NODE_IDS = [11, 22, 33, 44]
+NUM_EXAMPLES = [10, 20, 30, 40]
+APIS = ("message", "legacy")
+
+
+class Federation:
+    """A strategy of either API and four clients, driven hook by hook in a known order."""
+
+    def __init__(self, api: str, name: str, weights: NDArrays, *, sampled: int = 4, **arguments: Any) -> None:
+        self.server_round = 0
+        if api == "message":
+            arguments |= {"fraction_train": sampled / 4, "min_train_nodes": sampled}
+            self.strategy: Any = getattr(strategies, name)(**arguments)
+            self._grid = message_lab.FakeGrid(message_lab.average_client, 1, node_ids=NODE_IDS)
+            self._arrays = ArrayRecord(weights)
+            self._train = self._train_message
+        else:
+            arguments |= {"fraction_fit": sampled / 4, "min_fit_clients": sampled}
+            self.strategy = getattr(legacy_strategies, name)(
+                initial_parameters=ndarrays_to_parameters(weights), **arguments
+            )
+            self._manager = legacy_lab.clients(1, ids=NODE_IDS)
+            self._parameters = self.strategy.initialize_parameters(self._manager)
+            self._train = self._train_legacy
+
+    def train(self, answer: Answer) -> tuple[NDArrays, list[int], NDArrays | None]:
+        """Train one round; return what clients received, which they were, and what the strategy made of it."""
+        self.server_round += 1
+        return self._train(answer)
+
+    def _train_message(self, answer: Answer) -> tuple[NDArrays, list[int], NDArrays | None]:
+        configured = self.strategy.configure_train(self.server_round, self._arrays, ConfigRecord(), self._grid)
+        messages = sorted(configured, key=lambda message: message.metadata.dst_node_id)
+        partitions = [NODE_IDS.index(message.metadata.dst_node_id) for message in messages]
+        received = messages[0].content["arrays"].to_numpy_ndarrays()
+        replies = [
+            Message(reply(answer(received, partition, self.server_round), partition), reply_to=message)
+            for message, partition in zip(messages, partitions, strict=True)
+        ]
+        arrays, _ = self.strategy.aggregate_train(self.server_round, replies)
+        self._arrays = self._arrays if arrays is None else arrays
+        return received, partitions, None if arrays is None else arrays.to_numpy_ndarrays()
+
+    def _train_legacy(self, answer: Answer) -> tuple[NDArrays, list[int], NDArrays | None]:
+        configured = self.strategy.configure_fit(self.server_round, self._parameters, self._manager)
+        instructions = sorted(configured, key=lambda item: item[0].node_id)
+        partitions = [client.partition for client, _ in instructions]
+        received = parameters_to_ndarrays(instructions[0][1].parameters)
+        results = [
+            (client, self._result(answer(received, client.partition, self.server_round), client.partition))
+            for client, _ in instructions
+        ]
+        parameters, _ = self.strategy.aggregate_fit(self.server_round, results, [])
+        self._parameters = self._parameters if parameters is None else parameters
+        return received, partitions, None if parameters is None else parameters_to_ndarrays(parameters)
+
+    @staticmethod
+    def _result(arrays: NDArrays, partition: int) -> FitRes:
+        return FitRes(legacy_lab.OK, ndarrays_to_parameters(arrays), NUM_EXAMPLES[partition], {})
+
+
+def reply(arrays: NDArrays, partition: int) -> RecordDict:
+    metrics = MetricRecord({"num-examples": NUM_EXAMPLES[partition]})
+    return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
+
+
+# --- clients that train ----------------------------------------------------------------------------------------------
+
+NAMES = ["conv.weight", "conv.bias"]
+
+
+def _moved(array: np.ndarray, partition: int) -> np.ndarray:
+    step = np.float32(0.1) * np.float32(partition + 1)
+    return np.asarray(array + step * np.sin(array + np.float32(partition)), array.dtype)
+
+
+class ScaffoldClients:
+    """SCAFFOLD's clients on quadratic functions with other minima; their variates are in a folder."""
+
+    steps = 3
+    learning_rate = np.float32(0.1)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, received: NDArrays, partition: int, server_round: int) -> NDArrays:
+        weights, server_variates = received[:2], received[2:]
+        own = self._read(partition, server_round) or [np.zeros_like(variate) for variate in server_variates]
+        local = [weight.copy() for weight in weights]
+        for _ in range(self.steps):
+            for place, weight in enumerate(local):
+                gradient = np.float32(partition + 1) * (weight - np.float32(partition))
+                weight -= self.learning_rate * (gradient - own[place] + server_variates[place])
+        rate = np.float32(1) / (self.steps * self.learning_rate)
+        new = [o - c + rate * (x - y) for o, c, x, y in zip(own, server_variates, weights, local, strict=True)]
+        np.savez(self._path(partition, server_round), *new)
+        return [*local, *(after - before for after, before in zip(new, own, strict=True))]
+
+    def _path(self, partition: int, server_round: int) -> Path:
+        return self.folder / f"{partition}-{server_round:04d}.npz"
+
+    def _read(self, partition: int, server_round: int) -> NDArrays | None:
+        earlier = [
+            path for path in self.folder.glob(f"{partition}-*.npz") if path < self._path(partition, server_round)
+        ]
+        if not earlier:
+            return None
+        with np.load(max(earlier)) as file:
+            return [file[key] for key in file.files]
+
+
+def constraint_answer(received: NDArrays, partition: int, server_round: int) -> NDArrays:
+    weight = float(received[-1])
+    loss = np.array(1.0 / (1.0 + weight) + ((server_round * 7 + partition) % 5))
+    return [*(_moved(array, partition) for array in received[:-1]), loss]
+
+
+def clipped_answer(received: NDArrays, partition: int, server_round: int) -> NDArrays:
+    bound = received[-1].item()
+    differences = [_moved(array, partition) - array for array in received[:-1]]
+    norm = float(np.sqrt(sum(np.square(difference).sum() for difference in differences)))
+    clipped = [difference * min(1.0, bound / norm) for difference in differences]
+    return [*clipped, np.array(float(norm <= bound))]
+
+
+def layers_answer(received: NDArrays, partition: int, server_round: int) -> NDArrays:
+    names = [str(name) for name in received[-1]] if received[-1].dtype.kind == "U" else NAMES
+    layers = dict(zip(names, received, strict=False))
+    chosen = NAMES if partition == 3 else [NAMES[(partition + server_round) % 2]]
+    chosen = [name for name in chosen if name in layers]
+    return [*(_moved(layers[name], partition) for name in chosen), np.array(chosen)]
+
+
+def sparse_answer(received: NDArrays, partition: int, server_round: int) -> NDArrays:
+    tensors = dict(zip(NAMES, received, strict=False))
+    if received[-1].dtype.kind == "U":
+        names = [str(name) for name in received[-1]]
+        tensors = {name: _dense(*received[i : -1 : len(names)]) for i, name in enumerate(names)}
+    moved = {name: _moved(tensor, partition) for name, tensor in tensors.items()}
+    for tensor in moved.values():
+        tensor.reshape(-1)[(partition + server_round) % 3 :: 3] = 0
+    return [
+        *(tensor[tensor != 0] for tensor in moved.values()),
+        *(np.argwhere(tensor) for tensor in moved.values()),
+        *(np.array(tensor.shape) for tensor in moved.values()),
+        np.array(list(moved)),
+    ]
+
+
+def _dense(values: np.ndarray, indices: np.ndarray, shape: np.ndarray) -> np.ndarray:
+    tensor = np.zeros(shape, values.dtype)
+    tensor[tuple(indices.T)] = values
+    return tensor
+
+
+# --- cases for the tests that kill -----------------------------------------------------------------------------------
+
+
+def message_client(answer: Answer) -> message_lab.Client:
+    def client(phase: str, partition: int, content: RecordDict) -> RecordDict:
+        received = content["arrays"].to_numpy_ndarrays()  # type: ignore[union-attr]
+        server_round = int(content["config"]["server-round"])  # type: ignore[index, arg-type]
+        if phase == "train":
+            return reply(answer(received, partition, server_round), partition)
+        numbers = [array for array in received if array.dtype.kind != "U"]
+        loss = sum(float(np.abs(array).sum()) for array in numbers) / (partition + 2)
+        return RecordDict({"metrics": MetricRecord({"num-examples": NUM_EXAMPLES[partition], "loss": loss})})
+
+    return client
+
+
+def legacy_client(answer: Answer) -> type[legacy_lab.FakeClient]:
+    class PackingClient(legacy_lab.FakeClient):
+        def train(self, ins: FitIns) -> Parameters:
+            received = parameters_to_ndarrays(ins.parameters)
+            return ndarrays_to_parameters(answer(received, self.partition, int(ins.config["server_round"])))
+
+        def metrics(self, parameters: Parameters) -> dict[str, Any]:
+            numbers = [array for array in parameters_to_ndarrays(parameters) if array.dtype.kind != "U"]
+            return {"loss": sum(float(np.abs(array).sum()) for array in numbers) / (self.partition + 2)}
+
+    return PackingClient
+
+
+def _arguments(name: str) -> dict[str, Any]:
+    if name == "FedAvgWithAdaptiveConstraint":
+        return {"adapt_loss_weight": True, "loss_weight_patience": 2}
+    if name == "ClientLevelDPFedAvgM":
+        return {"adaptive_clipping": True, "initial_clipping_bound": 0.5, "weight_noise_multiplier": 0.1}
+    return {}
+
+
+def cases(folder: Path) -> list[Case]:
+    """Every strategy of the package in both APIs; clients keep what is theirs in `folder`."""
+    answers: dict[str, Answer] = {
+        "Scaffold": ScaffoldClients(folder),
+        "FedAvgWithAdaptiveConstraint": constraint_answer,
+        "ClientLevelDPFedAvgM": clipped_answer,
+        "FedAvgDynamicLayer": layers_answer,
+        "FedAvgSparseCooTensor": sparse_answer,
+    }
+    return [_case(api, name, answer) for api in APIS for name, answer in answers.items()]
+
+
+def _case(api: str, name: str, answer: Answer) -> Case:
+    private = name == "ClientLevelDPFedAvgM"
+    if api == "message":
+
+        def make_message(salt: int = 0) -> Any:
+            zeros = [np.zeros_like(array) for array in message_lab.initial_arrays(salt).to_numpy_ndarrays()]
+            variates = {"initial_control_variates": ArrayRecord(zeros)} if name == "Scaffold" else {}
+            return getattr(strategies, name)(**_arguments(name), **variates)
+
+        return Case(
+            f"message/{name}", make_message, message_client(answer), message_lab.initial_arrays, private=private
+        )
+
+    def make_legacy(salt: int = 0) -> Any:
+        initial = legacy_lab.initial_parameters(salt)
+        zeros = [np.zeros_like(array) for array in parameters_to_ndarrays(initial)]
+        variates = {"initial_control_variates": ndarrays_to_parameters(zeros)} if name == "Scaffold" else {}
+        return getattr(legacy_strategies, name)(
+            initial_parameters=initial,
+            evaluate_fn=legacy_lab.central,
+            on_fit_config_fn=lambda server_round: {"server_round": server_round},
+            evaluate_metrics_aggregation_fn=legacy_lab.averaged,
+            **_arguments(name),
+            **variates,
+        )
+
+    return Case(f"legacy/{name}", make_legacy, legacy_client(answer), legacy_lab.initial_parameters, private=private)
