@@ -5,14 +5,13 @@ Model files are plain safetensors. Opacus is never imported here: its models are
 
 from __future__ import annotations
 
+from .base import TorchModuleCheckpointer, UnknownArchitectureError
 from .checkpointer import (
     BestLossTorchModuleCheckpointer,
     BestMetricTorchModuleCheckpointer,
     CheckpointScoreFunctionType,
     FunctionTorchModuleCheckpointer,
     LatestTorchModuleCheckpointer,
-    TorchModuleCheckpointer,
-    UnknownArchitectureError,
     decides_first,
 )
 from .opacus_checkpointer import BestLossOpacusCheckpointer, LatestOpacusCheckpointer, OpacusCheckpointer

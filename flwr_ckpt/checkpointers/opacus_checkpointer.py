@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from .base import UnknownArchitectureError
 from .checkpointer import (
     BestLossTorchModuleCheckpointer,
     FunctionTorchModuleCheckpointer,
     LatestTorchModuleCheckpointer,
-    UnknownArchitectureError,
 )
 from .model_file import class_name, load_into, read_model, tensors_of
 
