@@ -97,9 +97,10 @@ class ArrayEncoder:
     def tensor(self, tensor: Any, path: Path) -> Node | None:
         """Encode a dense tensor; ``None`` for sparse, quantised, meta and lazily negated ones, and subclasses."""
         torch = sys.modules["torch"]
-        dense = tensor.layout is torch.strided and not (tensor.is_quantized or tensor.is_meta or tensor.is_neg())
         parameter = type(tensor) is torch.nn.Parameter
-        if not dense or not (parameter or type(tensor) is torch.Tensor):
+        if not (parameter or type(tensor) is torch.Tensor) or tensor.layout is not torch.strided:
+            return None
+        if tensor.is_quantized or tensor.is_meta or tensor.is_neg():
             return None
         dtype = str(tensor.dtype).removeprefix("torch.")
         node: dict[str, Any] = {"$": "tensor", "dtype": dtype, "shape": list(tensor.shape)}

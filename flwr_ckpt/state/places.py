@@ -101,6 +101,22 @@ def refill(live: Any, value: Any) -> bool:
     return True
 
 
+def is_like(live: Any, node: Any) -> bool:
+    """Whether `live` is a sequence of the kind and length that `node` describes, in an order that means something."""
+    if type(live) not in (list, tuple, collections.deque):
+        return False
+    return bool(node["$"] == type(live).__name__ and len(node["v"]) == len(live))
+
+
+def with_items(live: Any, items: list[Any]) -> Any:
+    """The sequence with other items: the same one, where it can be changed."""
+    if isinstance(live, tuple):
+        return tuple(items)
+    for index, item in enumerate(items):
+        live[index] = item
+    return KEEP
+
+
 def replace_content(live: Any, value: Any) -> None:
     """Give an object of a user's own list, set or deque class the content of `value`."""
     if isinstance(live, list):

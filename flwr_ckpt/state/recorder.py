@@ -250,7 +250,9 @@ def _is_number(node: Node) -> bool:
 
 def _problem(path: str, thing: Opaque, before: Opaque | None) -> str:
     was = f", where a {before} was" if before is not None else ""
-    return f"{path}: became a {thing}, which cannot be stored{was}. Ways on: {_ways(path)}"
+    factory = "build it in __init__, or give it a factory such as list, or a function of the strategy's module; else "
+    ways = f"{factory if thing.kind == 'collections:defaultdict' else ''}{_ways(path)}"
+    return f"{path}: became a {thing}, which cannot be stored{was}. Ways on: {ways}"
 
 
 def _ways(path: str) -> str:

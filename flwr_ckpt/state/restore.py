@@ -31,10 +31,12 @@ from .places import (
     Attributes,
     Items,
     copy_into,
+    is_like,
     is_same_leaf,
     mapping_kind,
     refill,
     replace_content,
+    with_items,
 )
 from .three import Entries, Three, content_of, named, type_of, value_of
 from .tree import MAPPING_KINDS, MISSING, NOT_STATE_KINDS, OBJECT_KINDS, holds_state, kind_of
@@ -122,7 +124,7 @@ class Restorer:
     def _generator(self, node: dict[str, Any], found: Any, state: Any) -> Any:
         if self._private:
             if found is MISSING:
-                raise NotStateError("generator, of which nothing is put back under differential privacy")
+                raise NotStateError("a generator, of which nothing is put back under differential privacy")
             return found
         return generators.put_back(found, node["kind"], state)
 
@@ -277,8 +279,9 @@ class Restorer:
         try:
             value = self._decode_into(node, MISSING, path)
         except NotStateError as error:
-            if not unchanged:
-                self._three.warnings.append(f"{path}: not put back, because it holds a {error}")
+            if unchanged and is_like(live, node):
+                return self._each(node, then, now, live, path)
+            self._three.warnings.append(f"{path}: not put back, because it holds {error}")
             self._adopt_below(node)
             return KEEP
         if mapping_kind(live) is None and type(live) is type(value) and self._claim(live) and refill(live, value):
@@ -286,6 +289,15 @@ class Restorer:
                 self._made[node["id"]] = live
             return KEEP
         return value
+
+    def _each(self, node: Node, then: Node, now: Node, live: Any, path: Path) -> Any:
+        """Put back what can be, beside the things in `live` that cannot be made again."""
+        before, given = self._three.then.resolve(then)["v"], self._three.now.resolve(now)["v"]
+        found = list(live)
+        for index, child in enumerate(node["v"]):
+            value = self._slot(child, before[index], given[index], found[index], path.index(index))
+            found[index] = found[index] if value is KEEP else value
+        return with_items(live, found)
 
     def _adopt_below(self, node: Node) -> None:
         """The objects in a list that stays as the user gave it get their state all the same."""

@@ -7,6 +7,7 @@ import enum
 import functools
 import itertools
 import sys
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -163,9 +164,22 @@ def unstorable_state_dict(value: object, path: Path) -> CheckpointError:
 def name_of(value: object) -> str:
     """Tells functions and classes apart that are not found by name; other objects only by their type."""
     if isinstance(value, functools.partial):
-        return f"partial of {name_of(value.func)}"
+        given = [repr(item) for item in value.args if _is_plain(item)]
+        given += [f"{name}={item!r}" for name, item in value.keywords.items() if _is_plain(item)]
+        return (
+            f"partial of {name_of(value.func)} with {', '.join(given)}"
+            if given
+            else f"partial of {name_of(value.func)}"
+        )
+    if isinstance(value, types.ModuleType):
+        return value.__name__
     qualname = getattr(value, "__qualname__", None) if callable(value) else None
     return f"{getattr(value, '__module__', '')}:{qualname}" if isinstance(qualname, str) else ""
+
+
+def _is_plain(value: object) -> bool:
+    """What looks the same in every process."""
+    return value is None or encode_scalar(value) is not None
 
 
 def _opaque(value: object, name: str, path: Path) -> Opaque:
