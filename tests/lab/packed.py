@@ -1,12 +1,11 @@
 """Clients that answer with packed lists, and the strategies they are for: driven hook by hook, or as a `Case`.
 
-A client is here a function of the list it received, its partition and the round. SCAFFOLD's keeps its control variates
-in a folder, one file a round: a round that is trained again starts from those of the round before.
+A client is here a function of the list it received, its partition and the round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ class Federation:
         partitions = [NODE_IDS.index(message.metadata.dst_node_id) for message in messages]
         received = messages[0].content["arrays"].to_numpy_ndarrays()
         replies = [
-            Message(reply(answer(received, partition, self.server_round), partition), reply_to=message)
+            Message(reply(answer(received, partition, self.server_round), NUM_EXAMPLES[partition]), reply_to=message)
             for message, partition in zip(messages, partitions, strict=True)
         ]
         arrays, _ = self.strategy.aggregate_train(self.server_round, replies)
@@ -84,8 +83,8 @@ class Federation:
         return FitRes(legacy_lab.OK, ndarrays_to_parameters(arrays), NUM_EXAMPLES[partition], {})
 
 
-def reply(arrays: NDArrays, partition: int) -> RecordDict:
-    metrics = MetricRecord({"num-examples": NUM_EXAMPLES[partition]})
+def reply(arrays: NDArrays, num_examples: int) -> RecordDict:
+    metrics = MetricRecord({"num-examples": num_examples})
     return RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics})
 
 
@@ -99,39 +98,63 @@ def _moved(array: np.ndarray, partition: int) -> np.ndarray:
     return np.asarray(array + step * np.sin(array + np.float32(partition)), array.dtype)
 
 
-class ScaffoldClients:
-    """SCAFFOLD's clients on quadratic functions with other minima; their variates are in a folder."""
+class Variates:
+    """The control variates of SCAFFOLD's clients, in a folder, one file a round.
 
-    steps = 3
-    learning_rate = np.float32(0.1)
+    A round that is trained again starts from those of the round before it, as it did the first time.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __call__(self, received: NDArrays, partition: int, server_round: int) -> NDArrays:
-        weights, server_variates = received[:2], received[2:]
-        own = self._read(partition, server_round) or [np.zeros_like(variate) for variate in server_variates]
-        local = [weight.copy() for weight in weights]
-        for _ in range(self.steps):
-            for place, weight in enumerate(local):
-                gradient = np.float32(partition + 1) * (weight - np.float32(partition))
-                weight -= self.learning_rate * (gradient - own[place] + server_variates[place])
-        rate = np.float32(1) / (self.steps * self.learning_rate)
-        new = [o - c + rate * (x - y) for o, c, x, y in zip(own, server_variates, weights, local, strict=True)]
-        np.savez(self._path(partition, server_round), *new)
-        return [*local, *(after - before for after, before in zip(new, own, strict=True))]
-
-    def _path(self, partition: int, server_round: int) -> Path:
-        return self.folder / f"{partition}-{server_round:04d}.npz"
-
-    def _read(self, partition: int, server_round: int) -> NDArrays | None:
-        earlier = [
-            path for path in self.folder.glob(f"{partition}-*.npz") if path < self._path(partition, server_round)
-        ]
+    def before(self, server_round: int, partition: int, like: NDArrays) -> NDArrays:
+        """Read what the client had after its last round before this one; zeros at first."""
+        here = self._path(server_round, partition)
+        earlier = [path for path in self.folder.glob(f"{partition}-*.npz") if path < here]
         if not earlier:
-            return None
+            return [np.zeros_like(array) for array in like]
         with np.load(max(earlier)) as file:
             return [file[key] for key in file.files]
+
+    def write(self, server_round: int, partition: int, variates: NDArrays) -> None:
+        np.savez(self._path(server_round, partition), *variates)
+
+    def _path(self, server_round: int, partition: int) -> Path:
+        return self.folder / f"{partition}-{server_round:04d}.npz"
+
+
+Gradient = Callable[[NDArrays], NDArrays]
+
+
+def train_scaffold(
+    received: NDArrays, own: NDArrays, gradient: Gradient, steps: int, learning_rate: float
+) -> tuple[NDArrays, NDArrays]:
+    """Train as the paper says (option II); return the new weights and the client's new variates."""
+    count = len(own)
+    weights, variates = received[:count], received[count:]
+    local = list(weights)
+    for _ in range(steps):
+        corrected = [g - o + c for g, o, c in zip(gradient(local), own, variates, strict=True)]
+        local = [np.asarray(y - learning_rate * g, y.dtype) for y, g in zip(local, corrected, strict=True)]
+    rate = 1.0 / (steps * learning_rate)
+    triples = zip(own, variates, weights, local, strict=True)
+    return local, [np.asarray(o - c + rate * (x - y), x.dtype) for o, c, x, y in triples]
+
+
+def scaffold_answer(variates: Variates) -> Answer:
+    """SCAFFOLD's clients on quadratic functions, each with another minimum and curvature."""
+
+    def answer(received: NDArrays, partition: int, server_round: int) -> NDArrays:
+        own = variates.before(server_round, partition, received[2:])
+
+        def gradient(weights: NDArrays) -> NDArrays:
+            return [(partition + 1) * (weight - partition) for weight in weights]
+
+        local, new = train_scaffold(received, own, gradient, steps=3, learning_rate=0.1)
+        variates.write(server_round, partition, new)
+        return [*local, *(after - before for after, before in zip(new, own, strict=True))]
+
+    return answer
 
 
 def constraint_answer(received: NDArrays, partition: int, server_round: int) -> NDArrays:
@@ -181,15 +204,15 @@ def _dense(values: np.ndarray, indices: np.ndarray, shape: np.ndarray) -> np.nda
 # --- cases for the tests that kill -----------------------------------------------------------------------------------
 
 
-def message_client(answer: Answer) -> message_lab.Client:
+def message_client(answer: Answer, num_examples: Sequence[int] = NUM_EXAMPLES) -> message_lab.Client:
     def client(phase: str, partition: int, content: RecordDict) -> RecordDict:
         received = content["arrays"].to_numpy_ndarrays()  # type: ignore[union-attr]
         server_round = int(content["config"]["server-round"])  # type: ignore[index, arg-type]
         if phase == "train":
-            return reply(answer(received, partition, server_round), partition)
+            return reply(answer(received, partition, server_round), num_examples[partition])
         numbers = [array for array in received if array.dtype.kind != "U"]
         loss = sum(float(np.abs(array).sum()) for array in numbers) / (partition + 2)
-        return RecordDict({"metrics": MetricRecord({"num-examples": NUM_EXAMPLES[partition], "loss": loss})})
+        return RecordDict({"metrics": MetricRecord({"num-examples": num_examples[partition], "loss": loss})})
 
     return client
 
@@ -218,7 +241,7 @@ def _arguments(name: str) -> dict[str, Any]:
 def cases(folder: Path) -> list[Case]:
     """Every strategy of the package in both APIs; clients keep what is theirs in `folder`."""
     answers: dict[str, Answer] = {
-        "Scaffold": ScaffoldClients(folder),
+        "Scaffold": scaffold_answer(Variates(folder)),
         "FedAvgWithAdaptiveConstraint": constraint_answer,
         "ClientLevelDPFedAvgM": clipped_answer,
         "FedAvgDynamicLayer": layers_answer,
