@@ -5,6 +5,7 @@ The base of the family. Its members differ in how parameters become a model: in 
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -277,6 +278,51 @@ class BaseServerCheckpointAndStateModule:
                     chosen.append((checkpointer, score))
             else:
                 checkpointer.maybe_checkpoint(self._hydrated(self._taken()), loss, metrics)
+        return self._choices(chosen, server_round)
+
+    def choose_again(self, scores: Mapping[str, float], server_round: int) -> list[Choice]:
+        """Make the choices of a run that was killed before it could write them, for `write`.
+
+        Parameters
+        ----------
+        scores : Mapping of str to float
+            By the absolute path of the checkpointer's file.
+        server_round : int
+            The round whose parameters were taken last.
+        """
+        chosen = [
+            (checkpointer, scores[path])
+            for checkpointer in self.model_checkpointers or ()
+            if decides_first(checkpointer) and (path := os.path.abspath(checkpointer.checkpoint_path)) in scores
+        ]
+        return self._choices(chosen, server_round)
+
+    def _choices(self, chosen: list[tuple[FunctionTorchModuleCheckpointer, float]], server_round: int) -> list[Choice]:
+        return self._choices(server_round, chosen)
+
+    def choose_again(self, scores: Mapping[str, float], server_round: int) -> list[Choice]:
+        """Repeat the choices of a round that is resumed, of the model of the parameters taken last; nothing is decided.
+
+        Parameters
+        ----------
+        scores : Mapping of str to float
+            The score of each choice by the absolute path of its file. Files that no checkpointer of this module writes
+            any more are left out.
+        server_round : int
+
+        Returns
+        -------
+        list of Choice
+            For `write`.
+        """
+        ours = [checkpointer for checkpointer in self.model_checkpointers or () if decides_first(checkpointer)]
+        paths = [os.path.abspath(checkpointer.checkpoint_path) for checkpointer in ours]
+        chosen = [(who, scores[path]) for who, path in zip(ours, paths, strict=True) if path in scores]
+        return self._choices(server_round, chosen)
+
+    def _choices(
+        self, server_round: int, chosen: Sequence[tuple[FunctionTorchModuleCheckpointer, float]]
+    ) -> list[Choice]:
         whole = self._whole_model() if chosen else None
         return [Choice(checkpointer, server_round, score, whole) for checkpointer, score in chosen]
 
@@ -291,7 +337,7 @@ class BaseServerCheckpointAndStateModule:
         Parameters
         ----------
         choices : sequence of Choice
-            What one call of `offer` returned.
+            What one call of `offer` or `choose_again` returned.
         server_parameters : Parameters or ArrayRecord
             What was taken last before that call.
         same_as : path, optional
@@ -304,10 +350,16 @@ class BaseServerCheckpointAndStateModule:
         """
         if not choices:
             return
-        model = self._hydrated(server_parameters if choices[0].whole is None else choices[0].whole)
+        model = self._hydrated_aside(server_parameters if choices[0].whole is None else choices[0].whole)
         for choice in choices:
             if same_as is None or not choice.checkpointer.link_from(same_as, model):
                 choice.checkpointer.write(model, choice.score)
+
+    def _hydrated_aside(self, server_parameters: ServerParameters) -> nn.Module:
+        """Hydrate a copy: a run writes in a thread of its own, while `model` may be in use elsewhere."""
+        aside = copy.copy(self)
+        aside.model = copy.deepcopy(self.model)
+        return aside._hydrated(server_parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a restarted run cannot know otherwise: the best scores of all checkpointers."""

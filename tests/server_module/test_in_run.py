@@ -132,6 +132,20 @@ def test_best_scores_survive_and_the_last_evaluation_can_be_offered_again(tmp_pa
     assert saved(tmp_path, "latest.safetensors") == (3, 4)
 
 
+def test_choices_of_the_resumed_round_are_made_again(tmp_path: Path) -> None:
+    module = LayerNamesServerCheckpointAndStateModule(Square(), [best_loss(tmp_path), best_loss(tmp_path, "other")])
+    module.load_state_dict({"best_scores": {"best.safetensors": 0.5, "other": 0.1}, "full_model": None})
+    module.take_parameters(full(1, 2))
+    paths = {str(tmp_path / "best.safetensors"): 0.5, str(tmp_path / "gone"): 0.3}
+    choices = module.choose_again(paths, 4)
+    assert [(choice.server_round, choice.score) for choice in choices] == [(4, 0.5)]
+    module.take_parameters(layer("a.weight", 9))
+    module.write(choices, full(1, 2))
+    assert saved(tmp_path) == (1, 2)
+    assert not (tmp_path / "other").exists()
+    assert module.state_dict()["best_scores"] == {"best.safetensors": 0.5, "other": 0.1}
+
+
 def test_scores_belong_to_files_by_name_and_by_path_where_names_meet(tmp_path: Path) -> None:
     module = base(best_loss(tmp_path / "x"), best_loss(tmp_path / "y"), best_loss(tmp_path, "other"))
     assert module.state_dict()["best_scores"] == {
