@@ -298,31 +298,6 @@ class BaseServerCheckpointAndStateModule:
         return self._choices(chosen, server_round)
 
     def _choices(self, chosen: list[tuple[FunctionTorchModuleCheckpointer, float]], server_round: int) -> list[Choice]:
-        return self._choices(server_round, chosen)
-
-    def choose_again(self, scores: Mapping[str, float], server_round: int) -> list[Choice]:
-        """Repeat the choices of a round that is resumed, of the model of the parameters taken last; nothing is decided.
-
-        Parameters
-        ----------
-        scores : Mapping of str to float
-            The score of each choice by the absolute path of its file. Files that no checkpointer of this module writes
-            any more are left out.
-        server_round : int
-
-        Returns
-        -------
-        list of Choice
-            For `write`.
-        """
-        ours = [checkpointer for checkpointer in self.model_checkpointers or () if decides_first(checkpointer)]
-        paths = [os.path.abspath(checkpointer.checkpoint_path) for checkpointer in ours]
-        chosen = [(who, scores[path]) for who, path in zip(ours, paths, strict=True) if path in scores]
-        return self._choices(server_round, chosen)
-
-    def _choices(
-        self, server_round: int, chosen: Sequence[tuple[FunctionTorchModuleCheckpointer, float]]
-    ) -> list[Choice]:
         whole = self._whole_model() if chosen else None
         return [Choice(checkpointer, server_round, score, whole) for checkpointer, score in chosen]
 
