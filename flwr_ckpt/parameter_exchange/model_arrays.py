@@ -20,8 +20,13 @@ _NUMBERS = "biufc"  # kinds of dtype: boolean, integers, floating point, complex
 
 def to_array(tensor: Tensor | NDArray) -> NDArray:
     """Copy a tensor (or an array): what is sent must not change when the model is trained on."""
-    detach = getattr(tensor, "detach", None)
-    return np.array(tensor if detach is None else detach().cpu().numpy())
+    if isinstance(tensor, (np.ndarray, np.generic)):  # arithmetic makes numbers of arrays without a dimension
+        return np.array(tensor)
+    here = tensor.detach().cpu()
+    try:
+        return np.array(here.numpy())
+    except TypeError:  # bfloat16 and float8, which NumPy has not; float32 holds each of their values
+        return np.array(here.float().numpy())
 
 
 def model_arrays(model: nn.Module) -> dict[str, NDArray]:

@@ -218,11 +218,12 @@ def _check_sparse(values: NDArrays, indices: NDArrays, shapes: NDArrays, names: 
     _check_counts({"values": len(values), "indices": len(indices), "shapes": len(shapes), "names": len(names)})
     for name, value, index, shape in zip(names, values, indices, shapes, strict=True):
         whole_numbers = index.dtype.kind in "iu" and shape.dtype.kind in "iu"
-        if not (whole_numbers and shape.ndim == 1 and index.shape == (*value.shape, shape.size) and value.ndim == 1):
+        one_dimensional = value.ndim == 1 and shape.ndim == 1 and shape.size > 0
+        if not (whole_numbers and one_dimensional and index.shape == (value.size, shape.size)):
             raise ValueError(
                 f"{name}: values of shape {value.shape}, indices of shape {index.shape} and dtype {index.dtype}, and a "
                 f"tensor shape of shape {shape.shape} and dtype {shape.dtype} do not belong together; expected (nnz,), "
-                "whole numbers of (nnz, ndim), and whole numbers of (ndim,)"
+                "whole numbers of (nnz, ndim), and whole numbers of (ndim,), ndim at least 1"
             )
 
 

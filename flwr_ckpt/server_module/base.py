@@ -23,6 +23,7 @@ from ..checkpointers import (
 from ..parameter_exchange import ParameterExchanger
 from ..parameter_exchange.model_arrays import check_names, model_shapes, put_arrays
 from .arriving import to_ndarrays, to_parameters
+from .checks import check_exchanger, check_methods, check_model, check_paths
 from .choices import Choice, with_best_score
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class BaseServerCheckpointAndStateModule:
         self.model_checkpointers: Sequence[TorchModuleCheckpointer] | None = _as_sequence(model_checkpointers)
         self.state_checkpointer = state_checkpointer
         self._last_parameters: ServerParameters | None = None
-        self._check_exchanger()
+        check_methods(parameter_exchanger, self.exchanger_methods, type(self).__name__)
         if self.model_checkpointers:
             self._validate_model_checkpointer_components()
         self._check_if_shared_checkpoint_names()
@@ -195,38 +196,12 @@ class BaseServerCheckpointAndStateModule:
 
     def _validate_model_checkpointer_components(self) -> None:
         """Check, where there are model checkpointers, that there is what they need."""
-        if self.model is None:
-            raise ValueError(
-                "there are model checkpointers and no model to put parameters into; give model=, or override "
-                "_validate_model_checkpointer_components where the model comes from elsewhere"
-            )
-        self._check_exchanger_is_there()
+        check_model(self.model)
+        check_exchanger(self.parameter_exchanger)
 
     def _check_if_shared_checkpoint_names(self) -> None:
         """Check that no two model checkpointers write to one path."""
-        paths = [os.path.abspath(checkpointer.checkpoint_path) for checkpointer in self.model_checkpointers or ()]
-        shared = sorted({path for path in paths if paths.count(path) > 1})
-        if shared:
-            raise ValueError(
-                f"two model checkpointers write to {', '.join(shared)}, and would overwrite each other's models; the "
-                f"paths have to be unique, and are: {', '.join(paths)}"
-            )
-
-    def _check_exchanger_is_there(self) -> None:
-        if self.parameter_exchanger is None:
-            raise ValueError(
-                "there are model checkpointers and no parameter_exchanger to put parameters into the model with; give "
-                "parameter_exchanger=, or override _validate_model_checkpointer_components where none is needed"
-            )
-
-    def _check_exchanger(self) -> None:
-        exchanger = self.parameter_exchanger
-        missing = [name for name in self.exchanger_methods if not callable(getattr(exchanger, name, None))]
-        if exchanger is not None and missing:
-            raise TypeError(
-                f"the parameter_exchanger, a {type(exchanger).__name__}, has no {' and no '.join(missing)}; "
-                f"{type(self).__name__} needs {', '.join(self.exchanger_methods)}"
-            )
+        check_paths(self.model_checkpointers or ())
 
     def _model_and_exchanger(self) -> tuple[nn.Module, Any]:
         if self.model is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..checkpointers import OpacusCheckpointer, PerRoundStateCheckpointer
 from ..parameter_exchange import ParameterExchanger
 from .base import BaseServerCheckpointAndStateModule, ModelCheckpointers
+from .checks import check_exchanger
 from .packing import ScaffoldServerCheckpointAndStateModule
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class NnUnetServerCheckpointAndStateModule(BaseServerCheckpointAndStateModule):
     """
 
     def _validate_model_checkpointer_components(self) -> None:
-        self._check_exchanger_is_there()
+        check_exchanger(self.parameter_exchanger)
 
 
 def _check_for_opacus(checkpointers: Sequence[object] | None) -> None:

@@ -102,6 +102,14 @@ class TestFull:
         assert values(model)["bn.num_batches_tracked"] == 22
         assert model.fc.weight.dtype == torch.float32
 
+    def test_types_that_numpy_lacks_go_as_float32(self) -> None:
+        model = Square(1 / 3, -2.5).to(torch.bfloat16)
+        pushed = FullParameterExchanger().push_parameters(model)
+        assert [array.dtype for array in pushed] == [np.float32, np.float32]
+        target = Square().to(torch.bfloat16)
+        FullParameterExchanger().pull_parameters(pushed, target)
+        assert values(target) == values(model)
+
     @pytest.mark.parametrize(
         "make",
         [

@@ -172,6 +172,7 @@ def replaced(place: int, array: NDArray) -> NDArrays:
         (replaced(2, np.array([[0.0, 1.0], [2.0, 0.0]])), "fc.weight: .*float64.*whole numbers"),
         (replaced(5, np.array([4, 1])), "fc.bias: .* do not belong together"),
         (replaced(0, WEIGHT), "fc.weight: .* do not belong together"),
+        ([MEAN, np.zeros((1, 0), int), np.zeros(0, int), np.array(["a"])], "a: .* do not belong .* ndim at least 1"),
     ],
 )
 def test_sparse_lists_that_do_not_fit(packed: NDArrays, message: str) -> None:
@@ -193,7 +194,11 @@ def test_sparse_elements_that_do_not_fit(indices: list[list[int]], message: str)
 
 
 @given(
-    hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=4, max_side=4), elements=st.sampled_from([0, 1.5, -2]))
+    hnp.arrays(
+        np.float32,
+        hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4),
+        elements=st.sampled_from([0, 1.5, -2]),
+    )
 )
 def test_sparse_coo_of_any_tensor_is_what_torch_says(dense: NDArray) -> None:
     values, indices, shape = SparseCooParameterPacker.extract_coo_info_from_dense(torch.from_numpy(dense))
