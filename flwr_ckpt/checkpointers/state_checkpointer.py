@@ -20,12 +20,12 @@ from ..store import (
     locate,
 )
 from ..store.filesystem import LocalFiles
+from ..store.location import STATES
 from ..store.names import parse_manifest
 from .named_state import NamedState
 
 logger = logging.getLogger("flwr")
 
-STATES = "states"
 
 _KEEP = KeepLatest(2)  # the newest, and one to fall back to
 

@@ -323,9 +323,21 @@ class BaseServerCheckpointAndStateModule:
             scored.best_score = state[_BEST_SCORES].get(key)
 
     def forget_scores(self) -> None:
-        """Let every checkpointer begin without a best score, whatever files of older runs say."""
-        for scored in with_best_score(self.model_checkpointers).values():
-            scored.best_score = None
+        """Let our checkpointers begin without a best score, whatever files of older runs say."""
+        for checkpointer in self.model_checkpointers or ():
+            if isinstance(checkpointer, FunctionTorchModuleCheckpointer):
+                checkpointer.best_score = None
+
+    def check_parameters(self, server_parameters: ServerParameters) -> None:
+        """Make sure that parameters become the model, if there are model checkpointers and the model is known.
+
+        Raises
+        ------
+        ValueError
+            If they do not fit it; both sides are shown.
+        """
+        if self.model_checkpointers and self.model is not None:
+            self._hydrated_aside(server_parameters)
 
     def _taken(self) -> ServerParameters:
         if self._last_parameters is None:

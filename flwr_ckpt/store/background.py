@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 from .draft import Draft
 from .errors import CheckpointError, FencedError
+from .records import Commit
 
 logger = logging.getLogger("flwr")
 
@@ -41,7 +42,8 @@ class BackgroundWriter:
     Parameters
     ----------
     commit : callable
-        Writes a draft; once it returns, the draft is durable. Runs in the writer thread.
+        Writes a draft; once it returns, the draft is durable. Runs in the writer thread, and the draft's ``durable``
+        after it.
     retain : callable
         Deletes what retention says, after a durable commit, in a second thread. Calls that come while one is
         running are joined into one.
@@ -54,7 +56,7 @@ class BackgroundWriter:
 
     def __init__(
         self,
-        commit: Callable[[Draft], None],
+        commit: Callable[[Draft], Commit | None],
         retain: Callable[[], None],
         *,
         on_error: Callable[[Draft, BaseException], None],
@@ -242,7 +244,9 @@ class BackgroundWriter:
         try:
             if self._fenced is not None:
                 return self._fenced
-            self._commit(job.draft)
+            commit = self._commit(job.draft)
+            if commit is not None:
+                job.draft.durable(commit)
             return None
         # Everything, MemoryError too: a writer thread that ended would leave its callers waiting for ever.
         except BaseException as error:

@@ -144,10 +144,15 @@ class RunWriter:
         """Take the metrics of the rounds before, for policies that look at them."""
         self._retention.remember(outcomes)
 
-    def commit(self, draft: Draft) -> None:
+    def commit(self, draft: Draft) -> Commit | None:
         """Make a draft durable, or raise. Its buffers are not used after that; to release them is the caller's.
 
         A commit of a round of which one has failed is not tried: the next round's carries what it was to hold.
+
+        Returns
+        -------
+        Commit or None
+            What is durable now; None if it was not tried.
 
         Raises
         ------
@@ -161,9 +166,9 @@ class RunWriter:
         full = self._carried.under(draft)
         if draft.round == self._failed_round:
             self._carried = _held(full)
-            return
+            return None
         try:
-            self._write(full)
+            commit = self._write(full)
         except BaseException as error:
             self._failed_round = draft.round
             self._carried = _held(full)
@@ -172,6 +177,7 @@ class RunWriter:
             raise
         self._carried = _Carried()
         self._failed_round = None
+        return commit
 
     def retain(self) -> None:
         """Delete what retention says. Only after an own durable commit; beside `commit`, in any thread."""
@@ -212,7 +218,7 @@ class RunWriter:
 
     # --- one commit ----------------------------------------------------------------------------------------------
 
-    def _write(self, draft: Draft) -> None:
+    def _write(self, draft: Draft) -> Commit:
         written: list[str] = []
         name = CommitName(draft.round, self.generation, draft.phase)
         base = self._assembler.base
@@ -229,6 +235,7 @@ class RunWriter:
             raise
         self._assembler.settle(commit)
         self._durable(commit, written, draft.outcomes)
+        return commit
 
     def _history(self, draft: Draft, written: list[str]) -> tuple[tuple[Outcome, ...], tuple[Segment, ...]]:
         """Say which outcomes stand in the manifest, and which in segments."""

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from .values import Json
+
+if TYPE_CHECKING:
+    from .records import Commit
 
 Phase = Literal["initial", "attempt", "train", "evaluate", "central", "end"]
 Buffer = bytes | memoryview
@@ -83,6 +86,8 @@ class Draft:
         commit before. Large ones are stored, and found unchanged, like arrays.
     outcomes : tuple of Outcome
         The outcomes since the last draft handed over, oldest first.
+    durable : callable
+        Called with the `Commit`, in the writer's thread, once it is durable and before the next one is begun.
     release : callable
         Called once the draft's buffers are no longer read, whether it was written or not.
     """
@@ -93,4 +98,5 @@ class Draft:
     state: tuple[Blob, ...] | None = None
     documents: Mapping[str, Json] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
+    durable: Callable[[Commit], None] = lambda commit: None
     release: Callable[[], None] = lambda: None

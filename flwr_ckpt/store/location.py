@@ -17,6 +17,7 @@ from pathlib import Path
 from .mounts import warnings_about
 from .names import FENCES, HISTORY
 
+STATES = "states"  # the named states of a module whose folder a run shares; each is kept as a run is
 HOME_VARIABLE = "FLWR_CKPT_HOME"
 DEFAULT_HOME = "~/.flwr_ckpt"
 
@@ -213,7 +214,9 @@ def _refuse_nesting(path: Path) -> None:
             raise ValueError(f"{path} lies inside the run {folder}: a run cannot hold another one; choose another name")
     if _is_run(path):
         return
-    inner = next((folder for folder in _folders_below(path) if _is_run(folder)), None)
+    named_states = path / STATES
+    others = (folder for folder in _folders_below(path) if named_states not in folder.parents)
+    inner = next((folder for folder in others if _is_run(folder)), None)
     if inner is not None:
         raise ValueError(f"{path} holds a run, {inner}: a folder of runs cannot be a run itself; choose another name")
 

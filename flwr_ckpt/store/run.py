@@ -316,7 +316,8 @@ class RunReader:
         if self._files.size(commit.name.key) is None:
             raise VanishedError(commit.name.key)
         # One file may hold the arrays of every commit of its round: that is one thing to say, not four.
-        self._warn(f"{commit.generation}/{commit.round}", f"Passing over round {commit.round} ({commit.phase}), which is damaged: {problem}")
+        message = f"Passing over round {commit.round} ({commit.phase}), which is damaged: {problem}"
+        self._warn(f"{commit.generation}/{commit.round}", message)
 
     def _line_head(self, server_round: int) -> Commit | None:
         """The newest commit; found again only if a server has opened the run, or that round came later."""

@@ -6,6 +6,7 @@ import inspect
 import os
 from abc import ABCMeta
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Context
@@ -15,11 +16,13 @@ from flwr.serverapp.strategy import Strategy as MessageStrategy
 from ..store import CheckpointStore, Keep, Location, locate
 from .adopt import adopt, is_adopted, run_of, wrapped_inside
 from .chain import Strategy
-from .legacy import LegacyRun
-from .message import MessageRun
-from .record import LEGACY_ORDER, MESSAGE_ORDER
+from .legacy import LEGACY, LegacyRun
+from .message import MESSAGE, MessageRun
 from .session import Session
 from .settings import Durable, OnError, Resume, Settings, parse_run_config
+
+if TYPE_CHECKING:
+    from ..server_module import BaseServerCheckpointAndStateModule
 
 
 class _Attribute:
@@ -45,8 +48,12 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
     run : str or os.PathLike, optional
         Where the run lies: a run name (``"digits"``, ``"cifar/lr-0.1"``) under the checkpoint home, or an absolute
         path.
+        May be left out if `module` has a ``state_checkpointer``, whose folder is then the place.
+    module : BaseServerCheckpointAndStateModule, optional
+        What the parameters mean: model checkpointers are offered each evaluated round's model, packed and partial
+        formats become whole models. See ``flwr_ckpt.server_module``.
     loss_key : str
-        Message API: the evaluation metric that is the loss.
+        Message API: the evaluation metric that is the loss. Without `module` nothing looks at it.
     resume : {"auto", "must", "never"}
         ``"auto"``: the newest sound round, or a fresh start. ``"must"``: an error if there is none, and differences of
         configuration are accepted. ``"never"``: an error if there is one.
@@ -86,6 +93,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
         strategy: Strategy,
         run: str | os.PathLike[str] | None = None,
         *,
+        module: BaseServerCheckpointAndStateModule | None = None,
         loss_key: str = "loss",
         resume: Resume = "auto",
         save_every: int = 1,
@@ -96,8 +104,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
         durable: Durable | None = None,
         on_error: OnError = "warn",
     ) -> Any:
-        if run is None:
-            raise TypeError('run is missing: say where the run lies, as in CheckpointingStrategy(strategy, "digits")')
+        missing = TypeError('run is missing: say where the run lies, as in CheckpointingStrategy(strategy, "digits")')
         settings = Settings(
             loss_key=loss_key,
             resume=resume,
@@ -109,7 +116,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
             durable=durable,
             on_error=on_error,
         )
-        return _wrap(strategy, locate(run), settings, None)
+        return _wrap(strategy, _place(run, None, module, missing), settings, module, None)
 
     @classmethod
     def from_run_config(cls, strategy: Strategy, context: Context, **overrides: Any) -> Any:
@@ -133,13 +140,13 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
         """
         config = parse_run_config(context.run_config)
         arguments = {**config.arguments, **overrides}
-        run = arguments.pop("run", config.run)
-        if run is None:
-            raise ValueError(
-                'run config: checkpoint-run is not set; say where the run lies, as in checkpoint-run="digits"'
-            )
+        run, module = arguments.pop("run", config.run), arguments.pop("module", None)
+        missing = ValueError(
+            'run config: checkpoint-run is not set; say where the run lies, as in checkpoint-run="digits"'
+        )
         arguments["exclude"] = _paths(arguments.get("exclude", ()))
-        return _wrap(strategy, locate(run, config.home), Settings(**arguments), dict(context.run_config))
+        place = _place(run, config.home, module, missing)
+        return _wrap(strategy, place, Settings(**arguments), module, dict(context.run_config))
 
     # What follows is lent to the class that a strategy gets; `self` is the strategy.
 
@@ -191,16 +198,43 @@ def _paths(exclude: Iterable[str]) -> tuple[str, ...]:
     return tuple(exclude)
 
 
-def _wrap(strategy: Strategy, location: Location, settings: Settings, run_config: Mapping[str, Any] | None) -> Any:
+def _place(
+    run: str | os.PathLike[str] | None,
+    home: str | os.PathLike[str] | None,
+    module: BaseServerCheckpointAndStateModule | None,
+    missing: Exception,
+) -> Location:
+    """Where the run lies: as it is said, or where the module keeps its state."""
+    checkpointer = None if module is None else module.state_checkpointer
+    if checkpointer is None:
+        if run is None:
+            raise missing
+        return locate(run, home)
+    if run is not None:
+        raise ValueError(
+            f"run={os.fspath(run)!r} says where the run lies, and so does the module's state_checkpointer "
+            f"({checkpointer.checkpoint_dir}); give one of the two"
+        )
+    return locate(Path(checkpointer.checkpoint_dir))
+
+
+def _wrap(
+    strategy: Strategy,
+    location: Location,
+    settings: Settings,
+    module: BaseServerCheckpointAndStateModule | None,
+    run_config: Mapping[str, Any] | None,
+) -> Any:
     _check_strategy(strategy)
     legacy = isinstance(strategy, LegacyStrategy)
     session = Session(
         strategy,
         location,
         settings,
-        LEGACY_ORDER if legacy else MESSAGE_ORDER,
+        LEGACY if legacy else MESSAGE,
         own_start=isinstance(strategy, MessageStrategy) and type(strategy).start is not MessageStrategy.start,
         run_config=run_config,
+        module=module,
     )
     run = LegacyRun(session) if legacy else MessageRun(session)
     CheckpointingStrategy.register(adopt(strategy, run, _PUBLIC))

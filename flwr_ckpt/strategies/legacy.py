@@ -9,24 +9,24 @@ from __future__ import annotations
 
 import atexit
 import functools
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flwr.common import EvaluateIns, FitIns, Parameters
-from flwr.server import ClientManager, Server
+from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from ..store import Blob, CheckpointError, Outcome, Phase
+from ..store import Blob, CheckpointError, Loaded, Outcome, Phase
 from . import logs
+from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
 from .identity import Identity, parameters_types, versions
 from .lazy import LazyParameters
-from .record import storable
+from .record import LEGACY_ORDER, storable
 from .seeding import sort_results
-from .session import Session
+from .session import Api, Session
 
 Instructions = list[tuple[ClientProxy, Any]]
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -58,13 +58,13 @@ class LegacyRun:
     def __init__(self, session: Session) -> None:
         self.session = session
         self._opened = False
-        self._newest: Parameters | None = None
         self._expected: Parameters | None = None
         self._first_live: int | None = None
         self._last_configured = 0
         self._unanswered = 0  # a round whose training was sent and not aggregated
         self.raised = False
         self._history_told = False
+        self._central: Outcome | None = None  # the last central evaluation of this process
 
     # --- hooks ---------------------------------------------------------------------------------------------------
 
@@ -87,11 +87,11 @@ class LegacyRun:
         _check_parameters(given, f"initialize_parameters of {session.name} returned")
         self._open(given)
         if session.loaded is not None:
-            self._expected = self._restored()
+            self._expected = self.session.newest()
             return self._expected
         self._expected = given
         if given is not None:
-            session.commit_initial(parameters_blobs(given))
+            session.commit_initial(given)
         return given
 
     @_notes_failure
@@ -114,7 +114,7 @@ class LegacyRun:
             return self._replay_configure(server_round, phase)
         session.enter(server_round, f"configure-{phase}")
         self._check_passed_on(server_round, parameters)
-        session.commit_initial(parameters_blobs(parameters))
+        session.commit_initial(parameters)
         if phase == "train":
             session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
@@ -142,7 +142,7 @@ class LegacyRun:
             parameters, metrics = original(server_round, self._in_order(results), failures)
         _check_parameters(parameters, f"aggregate_fit of {session.name} returned")
         outcome = Outcome(server_round, "train", parameters is not None, storable(metrics or {}, "aggregate_fit"))
-        session.finished(outcome, None if parameters is None else parameters_blobs(parameters))
+        session.finished(outcome, parameters)
         self._expected = parameters if parameters is not None else self._expected
         return parameters, metrics
 
@@ -160,6 +160,8 @@ class LegacyRun:
         with session.inside():
             loss, metrics = original(server_round, self._in_order(results), failures)
         plain = storable(metrics or {}, "aggregate_evaluate")
+        if loss is not None:
+            session.models.offer(server_round, loss, plain)
         session.finished(Outcome(server_round, "evaluate", True, plain, loss=loss))
         return loss, metrics
 
@@ -179,14 +181,15 @@ class LegacyRun:
             return outcome.loss, dict(outcome.metrics or {})  # type: ignore[return-value]
         session.enter(server_round, "central")
         self._check_passed_on(server_round, parameters)
-        session.commit_initial(parameters_blobs(parameters))
+        session.commit_initial(parameters)
         with session.inside():
             answer: tuple[float, Any] | None = original(server_round, parameters=parameters)
         if answer is None:
             session.absent(Outcome(server_round, "central", False))
         else:
             plain = storable(answer[1] or {}, "evaluate")
-            session.finished(Outcome(server_round, "central", True, plain, loss=answer[0]))
+            self._central = Outcome(server_round, "central", True, plain, loss=answer[0])
+            session.finished(self._central)
         return answer
 
     # --- opening and closing -------------------------------------------------------------------------------------
@@ -204,13 +207,13 @@ class LegacyRun:
         """A server of the user's may bring its own parameters and never call ``initialize_parameters``."""
         if not self._opened:
             self._refuse_inner()
-            _check_parameters(parameters, f"{_server_name()} handed over")
+            _check_parameters(parameters, f"{server_name()} handed over")
             self.session.take_baseline()
             self._open(parameters)
-            self._expected = self._restored() if self.session.loaded is not None else parameters
+            self._expected = self.session.newest() if self.session.loaded is not None else parameters
 
     def _refuse_inner(self) -> None:
-        caller = _caller_of_hook()
+        caller = caller_of_hook()
         if isinstance(caller, Strategy) and caller is not self.session.strategy():
             raise CheckpointError(
                 f"{self.session.name} is checkpointed inside a {type(caller).__name__}; turn that around: "
@@ -243,7 +246,7 @@ class LegacyRun:
 
     def _replay_configure(self, server_round: int, phase: Phase) -> Instructions:
         outcome = self.session.record.outcome(server_round, phase)
-        server = _running_server()
+        server = running_server()
         if outcome is None or outcome.detail.get("configured") is False or server is None:
             # Nothing was configured then, or no Server waits for replies (a workflow, which would send them to a
             # node): the aggregate hook will not be called, so the phase ends here.
@@ -264,21 +267,12 @@ class LegacyRun:
             self.session.name,
         )
 
-    def _restored(self) -> Parameters:
-        """The newest arrays, as ``Parameters``."""
-        if self._newest is None:
-            loaded = self.session.loaded
-            assert loaded is not None
-            self._newest = Parameters(
-                [loaded.arrays[entry.name] for entry in loaded.commit.arrays], self._tensor_type()
-            )
-        return self._newest
-
     def _parameters_of(self, server_round: int) -> Parameters:
         session = self.session
         if server_round == session.record.last_arrays():
-            return self._restored()
-        return LazyParameters(self._tensor_type(), lambda: self._read(server_round))
+            newest: Parameters = session.newest()
+            return newest
+        return LazyParameters(session.newest().tensor_type, lambda: self._read(server_round))
 
     def _read(self, server_round: int) -> list[bytes]:
         session = self.session
@@ -290,11 +284,6 @@ class LegacyRun:
             )
         return [session.reader.read(commit, entry) for entry in commit.arrays]
 
-    def _tensor_type(self) -> str:
-        assert self.session.loaded is not None
-        entries = self.session.loaded.commit.arrays
-        return entries[0].stype if entries else "numpy.ndarray"
-
     # --- checks --------------------------------------------------------------------------------------------------
 
     def _check_grows(self, server_round: int) -> None:
@@ -305,7 +294,7 @@ class LegacyRun:
             )
         if self._unanswered:
             raise CheckpointError(
-                f"{_server_name()} trained round {self._unanswered} without the strategy's aggregate_fit; what it did "
+                f"{server_name()} trained round {self._unanswered} without the strategy's aggregate_fit; what it did "
                 "with the replies cannot be saved, nor resumed"
             )
         self._last_configured = server_round
@@ -322,7 +311,7 @@ class LegacyRun:
             return
         if parameters is not self._expected and not _same_tensors(parameters.tensors, self._expected.tensors):
             raise CheckpointError(
-                f"{_server_name()} hands other parameters to round {server_round} than the strategy returned. It keeps "
+                f"{server_name()} hands other parameters to round {server_round} than the strategy returned. It keeps "
                 "a model of its own beside the strategy's, which is not saved; a resumed run would be wrong. Move what "
                 "it does with the parameters into the strategy's aggregate_fit"
             )
@@ -332,7 +321,7 @@ class LegacyRun:
 
         That is a finished round without new parameters. A ``Server`` has no such way out: `_check_grows` refuses it.
         """
-        if self._unanswered and _running_server() is None:
+        if self._unanswered and running_server() is None:
             self.session.finished(Outcome(self._unanswered, "train", False))
             self._unanswered = 0
 
@@ -342,10 +331,21 @@ class LegacyRun:
         session = self.session
         if not sent:
             absent = Outcome(server_round, phase, False, detail={"configured": False})
-            (session.finished if phase == "train" else session.absent)(absent)
+            chosen = phase == "evaluate" and self._offer_central(server_round)
+            (session.finished if phase == "train" or chosen else session.absent)(absent)
         elif phase == "train":
             self._unanswered = server_round
             session.attempt(server_round)
+
+    def _offer_central(self, server_round: int) -> bool:
+        """Where no client evaluates a round, models are chosen by the central evaluation, which came before."""
+        central = self._central
+        if central is None or central.round != server_round:
+            central = self.session.record.outcome(server_round, "central")
+        if central is None or not central.answered or central.loss is None or self.session.models.module is None:
+            return False
+        self.session.models.offer(server_round, central.loss, dict(central.metrics or {}))
+        return True
 
     def _manager(self, manager: ClientManager) -> ClientManager:
         session = self.session
@@ -375,37 +375,17 @@ def parameters_blobs(parameters: Parameters) -> list[Blob]:
     ]
 
 
+def _parameters(loaded: Loaded) -> Parameters:
+    entries = loaded.commit.arrays
+    tensor_type = entries[0].stype if entries else "numpy.ndarray"
+    return Parameters([loaded.arrays[entry.name] for entry in entries], tensor_type)
+
+
+LEGACY = Api(LEGACY_ORDER, parameters_blobs, _parameters)
+
+
 def _same_tensors(left: list[bytes], right: list[bytes]) -> bool:
     return len(left) == len(right) and all(mine is his or mine == his for mine, his in zip(left, right, strict=True))
-
-
-def _frames() -> Any:
-    frame = sys._getframe(1)
-    while frame is not None:
-        yield frame
-        frame = frame.f_back  # type: ignore[assignment]
-
-
-def _running_server() -> Server | None:
-    """The Flower server whose method is calling, if one is: under a workflow there is none."""
-    for frame in _frames():
-        caller = frame.f_locals.get("self")
-        if isinstance(caller, Server):
-            return caller
-    return None
-
-
-def _server_name() -> str:
-    server = _running_server()
-    return "The server" if server is None else type(server).__name__
-
-
-def _caller_of_hook() -> Any:
-    """Whoever called the hook: the first frame outside this package."""
-    for frame in _frames():
-        if not frame.f_globals.get("__name__", "").startswith(__package__.partition(".")[0]):
-            return frame.f_locals.get("self")
-    return None
 
 
 def _close_at_exit(run: weakref.ref[LegacyRun]) -> None:

@@ -14,13 +14,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..store import Blob, CheckpointError, Commit, Entry, Outcome, Phase
+from ..store import Blob, CheckpointError, Commit, Entry, Loaded, Outcome, Phase
 from .grid import CheckpointingGrid
 from .identity import Identity, record_types, versions
 from .lazy import lazy_record
-from .record import metric_record, metrics_of
+from .record import MESSAGE_ORDER, metric_record, metrics_of
 from .seeding import sort_replies
-from .session import Session
+from .session import Api, Session
 
 EvaluateFn = Callable[[int, ArrayRecord], "MetricRecord | None"]
 _START = inspect.signature(Strategy.start)
@@ -43,6 +43,7 @@ class MessageRun:
         self._sent: dict[Phase, bool] = {}
         self._last_configured = 0
         self._aggregated: set[tuple[int, Phase]] = set()
+        self._evaluated = 0  # the last round that clients have evaluated
 
     # --- start ---------------------------------------------------------------------------------------------------
 
@@ -111,7 +112,7 @@ class MessageRun:
         if session.record.is_past(server_round, phase):
             return []
         session.enter(server_round, f"configure-{phase}")
-        session.commit_initial(record_blobs(self._initial_arrays()))
+        session.commit_initial(self._initial_arrays())
         if phase == "train":
             session.wait_for_disk(server_round)
         with session.known_nodes(), session.inside():
@@ -139,7 +140,7 @@ class MessageRun:
             )
         plain, detail = metrics_of(metrics, "aggregate_train")
         outcome = Outcome(server_round, "train", arrays is not None, plain, detail=detail)
-        session.finished(outcome, None if arrays is None else record_blobs(arrays))
+        session.finished(outcome, arrays)
         return arrays, metrics
 
     def aggregate_evaluate(self, original: Callable[..., Any], server_round: int, replies: Iterable[Message]) -> Any:
@@ -157,6 +158,9 @@ class MessageRun:
         plain, detail = metrics_of(metrics, "aggregate_evaluate")
         took_place = self._sent.pop("evaluate", False) or plain is not None
         outcome = Outcome(server_round, "evaluate", took_place, plain, detail=detail)
+        if plain is not None:
+            session.models.offer(server_round, session.models.loss_of(plain), plain)
+        self._evaluated = server_round if plain is not None else self._evaluated
         (session.finished if took_place else session.absent)(outcome)
         return metrics
 
@@ -173,10 +177,12 @@ class MessageRun:
                 session.replayed(server_round, "central")
                 return metrics
             session.enter(server_round, "central")
-            session.commit_initial(record_blobs(self._initial_arrays()))
+            session.commit_initial(self._initial_arrays())
             metrics = evaluate_fn(server_round, self._swapped(arrays))
             plain, detail = metrics_of(metrics, "evaluate_fn")
             outcome = Outcome(server_round, "central", plain is not None, plain, detail=detail)
+            if plain is not None and server_round > 0 and not self._was_evaluated(server_round):
+                session.models.offer(server_round, session.models.loss_of(plain), plain)
             (session.finished if plain is not None else session.absent)(outcome)
             return metrics
 
@@ -199,18 +205,16 @@ class MessageRun:
         """
         session = self.session
         if server_round == session.record.last_arrays():
-            return self._newest()
+            newest: ArrayRecord = session.newest()
+            return newest
         if not session.own_start:
             return None
         return self._record_of(session.reader.of_round(server_round), server_round)
 
-    def _newest(self) -> ArrayRecord:
-        assert self.session.loaded is not None
-        loaded = self.session.loaded
-        record = ArrayRecord()
-        for entry in loaded.commit.arrays:
-            record[entry.name] = _array(entry, loaded.arrays[entry.name])
-        return record
+    def _was_evaluated(self, server_round: int) -> bool:
+        """Whether clients have evaluated a round: what they say of it goes before central evaluation."""
+        on_record = self.session.record.outcome(server_round, "evaluate")
+        return self._evaluated == server_round or (on_record is not None and on_record.metrics is not None)
 
     def _record_of(self, commit: Commit | None, server_round: int) -> ArrayRecord:
         session = self.session
@@ -240,7 +244,7 @@ class MessageRun:
         if self.session.loaded is None or arrays is not self._initial:
             return arrays
         if self._restored_initial is None:
-            self._restored_initial = self._newest()
+            self._restored_initial = self.session.newest()
         return self._restored_initial
 
     def _in_order(self, replies: Iterable[Message]) -> list[Message]:
@@ -329,5 +333,11 @@ def record_blobs(record: ArrayRecord) -> list[Blob]:
     ]
 
 
-def _array(entry: Entry, data: bytes) -> Array:
-    return Array(dtype=entry.dtype, shape=tuple(entry.shape), stype=entry.stype, data=data)
+def _record(loaded: Loaded) -> ArrayRecord:
+    record = ArrayRecord()
+    for entry in loaded.commit.arrays:
+        record[entry.name] = Array(entry.dtype, tuple(entry.shape), entry.stype, loaded.arrays[entry.name])
+    return record
+
+
+MESSAGE = Api(MESSAGE_ORDER, record_blobs, _record)

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 
 from ..state import Snapshot
-from ..store import BackgroundWriter, Blob, CheckpointError, Draft, Json, Outcome, Phase, RunWriter
+from ..store import BackgroundWriter, Blob, CheckpointError, Commit, Draft, Json, Outcome, Phase, RunWriter
 from . import logs
 from .failures import Failures
 
@@ -53,6 +53,7 @@ class Saver:
         blobs: Sequence[Blob] | None,
         snapshot: Snapshot,
         documents: Mapping[str, Json],
+        durable: Callable[[Commit], None],
         *,
         due: bool = True,
     ) -> None:
@@ -66,6 +67,8 @@ class Saver:
             The strategy's own state.
         documents : Mapping[str, Json]
             What else goes into the commit.
+        durable : callable
+            Called with the commit in the writer's thread, once it is durable.
         due : bool
             Whether this round is saved whatever `save_every` says.
         """
@@ -76,6 +79,7 @@ class Saver:
             state=snapshot.blobs,
             documents={"state": snapshot.tree, "baseline": snapshot.baseline, **documents},
             outcomes=tuple(self._pending),
+            durable=durable,
             release=snapshot.release,
         )
         if not due and server_round % self._save_every:
@@ -95,20 +99,29 @@ class Saver:
         self._submit(Draft(server_round, "attempt", documents={"attempts": {str(server_round): count}}))
         self.settle()
 
-    def end(self, capture: Callable[[], tuple[Snapshot, Mapping[str, Json]]]) -> None:
+    def end(
+        self,
+        capture: Callable[[], tuple[Snapshot, Mapping[str, Json]]],
+        choices: Json,
+        durable: Callable[[Commit], None],
+    ) -> None:
         """Write what is held back, and that the run is finished.
 
         Parameters
         ----------
         capture : callable
             Gives state and documents, if phases that made no commit of their own came after the last one.
+        choices : Json
+            Models that are chosen and not written yet.
+        durable : callable
+            As in `save`.
         """
         self._release_held()
         if self._pending:
             snapshot, documents = capture()
-            self.save(self._last_round, "end", None, snapshot, documents, due=True)
+            self.save(self._last_round, "end", None, snapshot, {**documents, "choices": choices}, durable)
         else:
-            self._submit(Draft(self._last_round, "end"))
+            self._submit(Draft(self._last_round, "end", documents={"choices": choices}, durable=durable))
         self.settle()
 
     def wait(self, server_round: int) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ..state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
 from ..store import (
@@ -35,6 +35,7 @@ from . import logs
 from .chain import Strategy, class_name, strategy_chain
 from .failures import Failures
 from .identity import Identity, check_configuration
+from .models import Models, ServerParameters
 from .opening import check_space, judge, tell_of_changes
 from .privacy import is_private
 from .record import Record
@@ -42,11 +43,33 @@ from .saver import Saver
 from .seeding import seed_everything, seed_random, sorted_ids
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from ..server_module import BaseServerCheckpointAndStateModule
+
 _EARLY_ROUNDS = 3  # an attribute that cannot be stored ends a run that young; an older one is only told each round
 
 # One run has one live writer in a process. Another process is fenced off by the store; two objects here would take
 # turns at that without anybody noticing the mistake.
 _live: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
+
+
+@dataclass(frozen=True)
+class Api:
+    """One of Flower's two APIs, as far as a session needs it.
+
+    Attributes
+    ----------
+    order : tuple of Phase
+        In which order it makes the phases of a round.
+    blobs : callable
+        Refers to the arrays it hands over, for the store.
+    arrays : callable
+        Makes what it hands over of a loaded commit.
+    """
+
+    order: tuple[Phase, ...]
+    blobs: Callable[[Any], list[Blob]]
+    arrays: Callable[[Loaded], ServerParameters]
 
 
 class Session:
@@ -60,12 +83,14 @@ class Session:
         Where the run lies.
     settings : Settings
         What the user asked for.
-    order : tuple of Phase
-        In which order the API makes the phases of a round.
+    api : Api
+        Which of Flower's two, and how it hands arrays over.
     own_start : bool
         Whether the strategy brings its own ``start()``, which runs again on the record.
     run_config : Mapping[str, object] or None
         The run config, where the user showed it.
+    module : BaseServerCheckpointAndStateModule or None
+        What the parameters mean.
 
     Attributes
     ----------
@@ -82,10 +107,11 @@ class Session:
         strategy: Strategy,
         location: Location,
         settings: Settings,
-        order: tuple[Phase, ...],
+        api: Api,
         *,
         own_start: bool,
         run_config: Mapping[str, Any] | None,
+        module: BaseServerCheckpointAndStateModule | None,
     ) -> None:
         chain = strategy_chain(strategy)
         self.strategy = weakref.ref(strategy)
@@ -98,13 +124,16 @@ class Session:
         self.before_release = _before_release(settings, self.private)
         self.keep: Keep = settings.keep or (KeepAll() if own_start else KeepLatest(3))
         self.reader = RunReader(location)
-        self.record = Record.of(order, ())
+        self.record = Record.of(api.order, ())
         self.loaded: Loaded | None = None
         self.configs: dict[str, Any] = {}
         self.num_rounds: int | None = None
         self.attempts: dict[int, int] = {}
+        self.models = Models(module, settings.loss_key)
         self.live = False
         self.closed = False
+        self._api = api
+        self._newest: ServerParameters | None = None
         self._identity: Identity | None = None
         self._identity_json: Json = None
         self._recorder = StateRecorder(exclude=settings.exclude, private=self.private)
@@ -228,7 +257,8 @@ class Session:
     # --- state ---------------------------------------------------------------------------------------------------
 
     def _roots(self) -> dict[str, Any]:
-        return {"strategy": self.strategy(), **self.configs, "extra": dict(self.settings.extra_state)}
+        extra = dict(self.settings.extra_state)
+        return {"strategy": self.strategy(), **self.configs, **self.models.roots, "extra": extra}
 
     def take_baseline(self) -> None:
         """Note what stands at the first hook of this process."""
@@ -255,6 +285,17 @@ class Session:
         self._has_state = True
         for line in self._recorder.restore(self._roots(), self._stored()):
             logs.warning("%s", line)
+        if self.models.module is not None and self.loaded is not None:
+            self.models.take(self.newest())
+            choices = self.loaded.documents.get("choices", {})
+            self.models.choose_again(choices, self.newest(), self.record.last_arrays(), self.loaded.commit)
+
+    def newest(self) -> Any:
+        """The newest arrays on record, as the API hands them over."""
+        if self._newest is None:
+            assert self.loaded is not None
+            self._newest = self._api.arrays(self.loaded)
+        return self._newest
 
     # --- before a phase ------------------------------------------------------------------------------------------
 
@@ -358,22 +399,31 @@ class Session:
 
     # --- after a phase -------------------------------------------------------------------------------------------
 
-    def commit_initial(self, blobs: Sequence[Blob]) -> None:
+    def commit_initial(self, arrays: ServerParameters) -> None:
         """Make round 0 durable: the arrays every later start begins from."""
         if self._has_initial:
             return
         self._has_initial = True
         assert self._saver is not None
+        blobs = self._api.blobs(arrays)
+        self.models.begin(arrays)
+        self.models.take(arrays)
         if self.own_start and self.settings.keep is None and self.num_rounds is not None:
             check_space(self.location.path, self.name, sum(len(blob.data) for blob in blobs), self.num_rounds)
         snapshot, documents = self._capture()
         for line in snapshot.inventory:
             logs.info("  %s", line)
-        self._saver.save(0, "initial", blobs, snapshot, documents)
+        self._saver.save(0, "initial", blobs, snapshot, documents, lambda commit: None)
         self._saver.settle()
 
-    def finished(self, outcome: Outcome, blobs: Sequence[Blob] | None = None) -> None:
+    def finished(self, outcome: Outcome, arrays: ServerParameters | None = None) -> None:
         """Save a phase that has taken place, with the state as it is now.
+
+        Parameters
+        ----------
+        outcome : Outcome
+        arrays : ArrayRecord or Parameters, optional
+            What training has given.
 
         Raises
         ------
@@ -387,15 +437,20 @@ class Session:
             attempts = self.attempts.get(outcome.round, 1)
             if attempts != 1:
                 outcome = replace(outcome, detail={**outcome.detail, "attempts": attempts})
+        blobs = None if arrays is None else self._api.blobs(arrays)
+        if arrays is not None:
+            self.models.take(arrays)
         self._saver.note(outcome)
+        choices, write = self.models.waiting()
         snapshot, documents = self._capture()
+        documents["choices"] = choices
         if snapshot.problems:
             snapshot.release()
             self._meet_problems(outcome.round, snapshot.problems)
             self._saver.skip(outcome.round, outcome.phase, blobs)
             return
         due = outcome.round == self.num_rounds
-        self._saver.save(outcome.round, outcome.phase, blobs, snapshot, documents, due=due)
+        self._saver.save(outcome.round, outcome.phase, blobs, snapshot, documents, write, due=due)
 
     def absent(self, outcome: Outcome) -> None:
         """Note a phase that did not take place; the next commit carries it."""
@@ -404,6 +459,7 @@ class Session:
 
     def _let_go_of_arrays(self) -> None:
         """From here on this process has newer arrays; the resumed ones would be a second model in memory."""
+        self._newest = None
         if self.loaded is not None:
             self.loaded = replace(self.loaded, arrays={}, state={})
 
@@ -443,7 +499,9 @@ class Session:
                 self.location.path,
             )
             return
-        self._saver.end(self._capture)
+        self._saver.settle()
+        choices, write = self.models.waiting()
+        self._saver.end(self._capture, choices, write)
         logs.info(
             "The run is finished and kept in %s; look at it with flwr_ckpt.CheckpointStore(%r)",
             self.location.path,
