@@ -82,7 +82,7 @@ def learn(setup: Setup, seed: int, folder: Path, kill_at: tuple[str, int] | None
 
 
 def test_scaffold_beats_fedavg_where_clients_differ_and_after_a_kill_as_well(
-    tmp_path: Path, request: pytest.FixtureRequest
+    tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results: dict[str, list[list[float]]] = {"FedAvg": [], "SCAFFOLD": [], "SCAFFOLD, killed in round 7": []}
     for seed in SEEDS:
@@ -90,7 +90,8 @@ def test_scaffold_beats_fedavg_where_clients_differ_and_after_a_kill_as_well(
         results["SCAFFOLD"].append(learn(scaffold, seed, tmp_path / f"scaffold-{seed}") or [])
         assert learn(scaffold, seed, tmp_path / f"killed-{seed}", ("train", 7)) is None
         results["SCAFFOLD, killed in round 7"].append(learn(scaffold, seed, tmp_path / f"killed-{seed}") or [])
-    show(request, results)
+    with capsys.disabled():
+        show(request, results)
     losses = {name: [loss for loss, _ in values] for name, values in results.items()}
     accuracies = {name: [accuracy for _, accuracy in values] for name, values in results.items()}
     assert max(losses["SCAFFOLD"]) < 0.6 * min(losses["FedAvg"])
