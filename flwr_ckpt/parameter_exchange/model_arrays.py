@@ -104,12 +104,13 @@ def check_names(arrays: Mapping[str, Any], expected: Shapes, owner: str, *, whol
 def put_arrays(model: nn.Module, arrays: Mapping[str, Any]) -> None:
     """Put arrays (or tensors) into the entries of a model that they name, in the model's dtypes; the others stay.
 
+    Names and shapes have been checked by whoever knows how the arrays came (`by_position`, `check_names`).
+
     Raises
     ------
     ValueError
-        If one of them does not fit; the model is then as it was.
+        If one of them does not hold numbers; the model is then as it was.
     """
-    check_names(arrays, model_shapes(model), type(model).__name__)
     tensors = {name: _to_tensor(name, array) for name, array in arrays.items()}
     model.load_state_dict({**model.state_dict(), **tensors}, strict=True)
 

@@ -187,6 +187,12 @@ class TestFixedLayers:
         assert values(model)["bn.running_mean"] == [0, 0, 0]
         assert values(model)["fc.bias"] == [1, 1, 1]
 
+    def test_a_module_under_two_names_stays_at_home_under_both(self) -> None:
+        norm = nn.BatchNorm1d(1, affine=False, track_running_stats=False)
+        norm.register_buffer("shift", torch.zeros(1))
+        model = nn.ModuleDict({"first": norm, "again": norm, "fc": nn.Linear(1, 1)})
+        assert LayerExchangerWithExclusions(model, {nn.BatchNorm1d}).layers_to_transfer == ["fc.weight", "fc.bias"]
+
     def test_a_module_is_not_taken_for_one_whose_name_begins_alike(self) -> None:
         model = nn.ModuleDict({"fc": nn.BatchNorm1d(1), "fc1": nn.Linear(1, 1)})
         exchanger = LayerExchangerWithExclusions(model, {nn.BatchNorm1d})

@@ -283,6 +283,16 @@ def test_a_stored_model_that_does_not_fit_shows_both_sides(tmp_path: Path) -> No
     assert other.weight.tolist() == before
 
 
+def test_a_stored_model_that_is_not_whole_shows_what_is_missing(tmp_path: Path) -> None:
+    state = PerRoundStateCheckpointer(tmp_path)
+    without_bias = nn.Linear(2, 1, bias=False)
+    BaseServerCheckpointAndStateModule(without_bias, FullParameterExchanger(), None, state).save_state(
+        "server", ndarrays_to_parameters([np.ones((1, 2))]), {}
+    )
+    with pytest.raises(ValueError, match=r"nothing \| bias \(1,\)"):
+        BaseServerCheckpointAndStateModule(linear(0), FullParameterExchanger(), None, state).maybe_load_state("server")
+
+
 def test_parameters_that_do_not_fit_the_model_are_not_saved(tmp_path: Path) -> None:
     state = PerRoundStateCheckpointer(tmp_path)
     module = BaseServerCheckpointAndStateModule(linear(0), FullParameterExchanger(), None, state)
@@ -305,8 +315,10 @@ def test_a_partial_format_goes_on_from_the_state_that_was_loaded(tmp_path: Path)
         return ndarrays_to_parameters([*(np.full(shapes[k], v) for k, v in named.items()), np.array(list(named))])
 
     state = PerRoundStateCheckpointer(tmp_path)
-    module = LayerNamesServerCheckpointAndStateModule(linear(0), None, state)
+    trained = linear(0)
+    module = LayerNamesServerCheckpointAndStateModule(trained, None, state)
     module.save_state("server", parameters(1), {})
+    nn.init.constant_(trained.bias, 9)  # whoever evaluates may use the same module
     module.save_state("server", layers(weight=2), {})
 
     model = linear(9)
@@ -314,4 +326,5 @@ def test_a_partial_format_goes_on_from_the_state_that_was_loaded(tmp_path: Path)
     assert restarted.maybe_load_state("server") is not None
     nn.init.constant_(model.weight, 9)
     restarted.save_state("server", layers(bias=3), {})
+    assert (trained.weight.tolist(), trained.bias.tolist()) == ([[2, 2]], [1])
     assert (model.weight.tolist(), model.bias.tolist()) == ([[2, 2]], [3])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord
+from flwr.app import Array, ArrayRecord
 from flwr.common import NDArray, NDArrays, Parameters, ndarrays_to_parameters
 from safetensors.torch import load_file
 from torch import nn
@@ -193,6 +193,20 @@ def test_a_record_under_other_names_is_refused_with_both_sides(
     message = rf"it holds {len(record)} arrays \({next(iter(record))}, .*model 7 arrays \(fc.weight, fc.bias, bn"
     with pytest.raises(ValueError, match=message):
         module_of(kind, tmp_path).maybe_checkpoint(named, 0.5, {})
+
+
+def test_one_name_with_and_without_a_prefix_is_refused(tmp_path: Path) -> None:
+    record = ArrayRecord({name: torch.zeros(2, 3) for name in ("fc.weight", "fc.bias", "_module.fc.bias")})
+    with pytest.raises(ValueError, match="neither the model's nor 0, 1"):
+        module_of("opacus", tmp_path).maybe_checkpoint(record, 0.5, {})
+
+
+def test_arrays_of_another_serialisation_are_refused(tmp_path: Path) -> None:
+    record = ArrayRecord({name: torch.from_numpy(array) for name, array in WEIGHTS.items()})
+    whole = record["fc.bias"]
+    record["fc.bias"] = Array(dtype=whole.dtype, shape=whole.shape, stype="raw", data=whole.data)
+    with pytest.raises(ValueError, match=r"fc.bias: .* stype 'raw'"):
+        module_of("base", tmp_path).maybe_checkpoint(record, 0.5, {})
 
 
 def test_names_of_layers_go_in_the_order_of_the_exchanger(tmp_path: Path) -> None:

@@ -243,7 +243,9 @@ def test_what_is_state_keeps_its_bits(tmp_path: Path) -> None:
 def test_a_full_model_of_another_architecture_shows_both_sides(tmp_path: Path) -> None:
     module = LayerNamesServerCheckpointAndStateModule(Square(), best_loss(tmp_path))
     with pytest.raises(ValueError, match=r"a.weight \(3,\) \| a.weight \(2, 2\)"):
-        module.load_state_dict({"best_scores": {}, "full_model": {"a.weight": np.zeros(3)}})
+        module.load_state_dict({"best_scores": {}, "full_model": {"a.weight": np.zeros(3), "b.weight": np.zeros(4)}})
+    with pytest.raises(ValueError, match=r"nothing \| b.weight \(2, 2\)"):
+        module.load_state_dict({"best_scores": {}, "full_model": {"a.weight": np.zeros((2, 2))}})
 
 
 def test_a_partial_module_without_a_model_routes_nothing(tmp_path: Path) -> None:
