@@ -7,6 +7,7 @@ from .choices import Choice
 from .packing import (
     AdaptiveConstraintServerCheckpointAndStateModule,
     ClippingBitServerCheckpointAndStateModule,
+    FormatServerCheckpointAndStateModule,
     PackingServerCheckpointAndStateModule,
     ScaffoldServerCheckpointAndStateModule,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "Choice",
     "ClippingBitServerCheckpointAndStateModule",
     "DpScaffoldServerCheckpointAndStateModule",
+    "FormatServerCheckpointAndStateModule",
     "LayerNamesServerCheckpointAndStateModule",
     "ModelCheckpointers",
     "NnUnetServerCheckpointAndStateModule",

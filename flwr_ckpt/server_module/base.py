@@ -23,7 +23,7 @@ from ..checkpointers import (
 from ..parameter_exchange import ParameterExchanger
 from ..parameter_exchange.model_arrays import check_names, model_shapes, put_arrays
 from .arriving import to_ndarrays, to_parameters
-from .checks import check_exchanger, check_methods, check_model, check_paths
+from .checks import check_exchanger, check_methods, check_model, check_paths, check_types
 from .choices import Choice, with_best_score
 
 if TYPE_CHECKING:
@@ -60,12 +60,13 @@ class BaseServerCheckpointAndStateModule:
     Raises
     ------
     TypeError
-        If the exchanger lacks a method.
+        If the exchanger lacks a method, or a checkpointer is not of the kind that the model needs.
     ValueError
         If there are checkpointers and no model or no exchanger, or if two checkpointers have one path.
     """
 
     exchanger_methods: tuple[str, ...] = ("push_parameters", "pull_parameters")
+    checkpointer_type: type = object
 
     def __init__(
         self,
@@ -83,6 +84,7 @@ class BaseServerCheckpointAndStateModule:
         if self.model_checkpointers:
             self._validate_model_checkpointer_components()
         self._check_if_shared_checkpoint_names()
+        check_types(self.model_checkpointers or (), self.checkpointer_type, type(self).__name__)
 
     # --- on its own ----------------------------------------------------------------------------------------------
 

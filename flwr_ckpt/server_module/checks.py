@@ -69,3 +69,16 @@ def check_paths(checkpointers: Sequence[TorchModuleCheckpointer]) -> None:
             f"two model checkpointers write to {', '.join(shared)}, and would overwrite each other's models; the paths "
             f"have to be unique, and are: {', '.join(paths)}"
         )
+
+
+def check_types(checkpointers: Sequence[object], expected: type, owner: str) -> None:
+    """Check that all model checkpointers are of the kind that can save the model.
+
+    Raises
+    ------
+    TypeError
+        If one is not.
+    """
+    others = [type(checkpointer).__name__ for checkpointer in checkpointers if not isinstance(checkpointer, expected)]
+    if others:
+        raise TypeError(f"{', '.join(others)} cannot save the model of {owner}; use {expected.__name__} or its kin")

@@ -9,6 +9,7 @@ from flwr.common import NDArrays, Parameters
 from ..checkpointers import PerRoundStateCheckpointer
 from ..parameter_exchange import (
     FullParameterExchangerWithPacking,
+    ParameterPacker,
     ParameterPackerAdaptiveConstraint,
     ParameterPackerWithClippingBit,
     ParameterPackerWithControlVariates,
@@ -42,8 +43,8 @@ class PackingServerCheckpointAndStateModule(BaseServerCheckpointAndStateModule):
         """Check what came beside the weights, as far as the packer cannot."""
 
 
-class ScaffoldServerCheckpointAndStateModule(PackingServerCheckpointAndStateModule):
-    """SCAFFOLD: weights, then a control variate for each parameter that is trained.
+class FormatServerCheckpointAndStateModule(PackingServerCheckpointAndStateModule):
+    """A packed format whose exchanger need not be given: a subclass says with which packer its lists are read.
 
     Parameters
     ----------
@@ -57,51 +58,34 @@ class ScaffoldServerCheckpointAndStateModule(PackingServerCheckpointAndStateModu
         model_checkpointers: ModelCheckpointers = None,
         state_checkpointer: PerRoundStateCheckpointer | None = None,
     ) -> None:
-        exchanger = None if model is None else _exchanger_with_control_variates(model)
+        exchanger = None if model is None else FullParameterExchangerWithPacking(self._packer_for(model))
         super().__init__(model, exchanger, model_checkpointers, state_checkpointer)
+
+    def _packer_for(self, model: nn.Module) -> ParameterPacker[Any]:
+        """Make the packer of the format."""
+        raise NotImplementedError(f"{type(self).__name__} does not say with which packer its lists are read")
+
+
+class ScaffoldServerCheckpointAndStateModule(FormatServerCheckpointAndStateModule):
+    """SCAFFOLD: weights, then a control variate for each parameter that is trained."""
+
+    def _packer_for(self, model: nn.Module) -> ParameterPackerWithControlVariates:
+        return ParameterPackerWithControlVariates(len(model.state_dict()))
 
     def _check_additional(self, additional: NDArrays, model: nn.Module) -> None:
         trained = {name: tuple(weight.shape) for name, weight in model.named_parameters() if weight.requires_grad}
         by_position(additional, trained, f"the trainable parameters of {type(model).__name__} (control variates)")
 
 
-class AdaptiveConstraintServerCheckpointAndStateModule(PackingServerCheckpointAndStateModule):
-    """Adaptive constraint: weights, then the weight of the constraint.
+class AdaptiveConstraintServerCheckpointAndStateModule(FormatServerCheckpointAndStateModule):
+    """Adaptive constraint: weights, then the weight of the constraint."""
 
-    Parameters
-    ----------
-    model, model_checkpointers, state_checkpointer
-        As in `BaseServerCheckpointAndStateModule`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        model_checkpointers: ModelCheckpointers = None,
-        state_checkpointer: PerRoundStateCheckpointer | None = None,
-    ) -> None:
-        exchanger = FullParameterExchangerWithPacking(ParameterPackerAdaptiveConstraint())
-        super().__init__(model, exchanger, model_checkpointers, state_checkpointer)
+    def _packer_for(self, model: nn.Module) -> ParameterPackerAdaptiveConstraint:
+        return ParameterPackerAdaptiveConstraint()
 
 
-class ClippingBitServerCheckpointAndStateModule(PackingServerCheckpointAndStateModule):
-    """Adaptive clipping: weights, then the clipping bound.
+class ClippingBitServerCheckpointAndStateModule(FormatServerCheckpointAndStateModule):
+    """Adaptive clipping: weights, then the clipping bound."""
 
-    Parameters
-    ----------
-    model, model_checkpointers, state_checkpointer
-        As in `BaseServerCheckpointAndStateModule`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        model_checkpointers: ModelCheckpointers = None,
-        state_checkpointer: PerRoundStateCheckpointer | None = None,
-    ) -> None:
-        exchanger = FullParameterExchangerWithPacking(ParameterPackerWithClippingBit())
-        super().__init__(model, exchanger, model_checkpointers, state_checkpointer)
-
-
-def _exchanger_with_control_variates(model: nn.Module) -> FullParameterExchangerWithPacking[NDArrays]:
-    return FullParameterExchangerWithPacking(ParameterPackerWithControlVariates(len(model.state_dict())))
+    def _packer_for(self, model: nn.Module) -> ParameterPackerWithClippingBit:
+        return ParameterPackerWithClippingBit()

@@ -8,17 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from flwr.common import NDArray, Parameters, ndarrays_to_parameters
 
-from ..checkpointers import PerRoundStateCheckpointer
-from ..parameter_exchange import (
-    FullParameterExchangerWithPacking,
-    ParameterPackerWithLayerNames,
-    SparseCooParameterPacker,
-)
+from ..parameter_exchange import ParameterPackerWithLayerNames, SparseCooParameterPacker
 from ..parameter_exchange.model_arrays import check_names, model_arrays, model_shapes, put_arrays
 from ..parameter_exchange.partial_parameter_exchanger import named_arrays
 from .arriving import to_ndarrays, to_parameters
-from .base import ModelCheckpointers, ServerParameters
-from .packing import PackingServerCheckpointAndStateModule
+from .base import ServerParameters
+from .packing import FormatServerCheckpointAndStateModule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +21,7 @@ if TYPE_CHECKING:
 _FULL_MODEL = "full_model"
 
 
-class PartialServerCheckpointAndStateModule(PackingServerCheckpointAndStateModule):
+class PartialServerCheckpointAndStateModule(FormatServerCheckpointAndStateModule):
     """Parameters are routed by name onto the last full model, which is state.
 
     The first full model is `model` as it is given, until a plain list of a whole one comes: what is exchanged before
@@ -55,7 +50,9 @@ class PartialServerCheckpointAndStateModule(PackingServerCheckpointAndStateModul
         super().load_state_dict(state)
         full_model = state[_FULL_MODEL]
         if full_model is not None and self.model is not None:
-            check_names(full_model, model_shapes(self.model), type(self.model).__name__, whole=True)
+            shapes = model_shapes(self.model)
+            check_names(full_model, shapes, type(self.model).__name__, whole=True)
+            full_model = {name: full_model[name] for name in shapes}  # a list of the whole model is in this order
         self._full_model = full_model
 
     def _hydrate_model_for_checkpointing(self, server_parameters: Parameters) -> None:
@@ -74,38 +71,14 @@ class PartialServerCheckpointAndStateModule(PackingServerCheckpointAndStateModul
 
 
 class LayerNamesServerCheckpointAndStateModule(PartialServerCheckpointAndStateModule):
-    """Dynamic layer exchange: some layers, then an array of their names.
+    """Dynamic layer exchange: some layers, then an array of their names."""
 
-    Parameters
-    ----------
-    model, model_checkpointers, state_checkpointer
-        As in `BaseServerCheckpointAndStateModule`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        model_checkpointers: ModelCheckpointers = None,
-        state_checkpointer: PerRoundStateCheckpointer | None = None,
-    ) -> None:
-        exchanger = FullParameterExchangerWithPacking(ParameterPackerWithLayerNames())
-        super().__init__(model, exchanger, model_checkpointers, state_checkpointer)
+    def _packer_for(self, model: nn.Module) -> ParameterPackerWithLayerNames:
+        return ParameterPackerWithLayerNames()
 
 
 class SparseCooServerCheckpointAndStateModule(PartialServerCheckpointAndStateModule):
-    """Sparse exchange: elements of some tensors in coordinate form, then the tensors' names; other elements are 0.
+    """Sparse exchange: elements of some tensors in coordinate form, then the tensors' names; other elements are 0."""
 
-    Parameters
-    ----------
-    model, model_checkpointers, state_checkpointer
-        As in `BaseServerCheckpointAndStateModule`.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module | None = None,
-        model_checkpointers: ModelCheckpointers = None,
-        state_checkpointer: PerRoundStateCheckpointer | None = None,
-    ) -> None:
-        exchanger = FullParameterExchangerWithPacking(SparseCooParameterPacker())
-        super().__init__(model, exchanger, model_checkpointers, state_checkpointer)
+    def _packer_for(self, model: nn.Module) -> SparseCooParameterPacker:
+        return SparseCooParameterPacker()

@@ -133,9 +133,9 @@ def test_packing_needs_an_exchanger_that_unpacks(tmp_path: Path) -> None:
 
 def test_opacus_modules_take_opacus_checkpointers_only(tmp_path: Path) -> None:
     mixed = [BestLossOpacusCheckpointer(str(tmp_path), "opacus"), best_loss(tmp_path)]
-    with pytest.raises(TypeError, match="BestLossTorchModuleCheckpointer cannot save it"):
+    with pytest.raises(TypeError, match=r"BestLossTorchModuleCheckpointer cannot save .* use OpacusCheckpointer"):
         OpacusServerCheckpointAndStateModule(linear(0), FullParameterExchanger(), mixed)
-    with pytest.raises(TypeError, match="BestLossTorchModuleCheckpointer cannot save it"):
+    with pytest.raises(TypeError, match=r"BestLossTorchModuleCheckpointer cannot save .* use OpacusCheckpointer"):
         DpScaffoldServerCheckpointAndStateModule(linear(0), mixed)
 
 

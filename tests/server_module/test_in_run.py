@@ -231,6 +231,15 @@ def test_the_full_model_is_state(kind: Any, part: Partial, tmp_path: Path) -> No
     assert saved(tmp_path) == (3, 4)
 
 
+def test_the_full_model_comes_back_in_any_order(tmp_path: Path) -> None:
+    module = LayerNamesServerCheckpointAndStateModule(Square(), best_loss(tmp_path))
+    full_model = {"b.weight": np.full((2, 2), 2.0), "a.weight": np.full((2, 2), 1.0)}
+    module.load_state_dict({"best_scores": {}, "full_model": full_model})
+    module.take_parameters(layer("a.weight", 3))
+    module.write(module.offer(1, 0.5, {}), layer("a.weight", 3))
+    assert saved(tmp_path) == (3, 2)
+
+
 def test_what_is_state_keeps_its_bits(tmp_path: Path) -> None:
     module = LayerNamesServerCheckpointAndStateModule(Square(), best_loss(tmp_path))
     third = np.full((2, 2), 1 / 3)  # float64, which the model has not
