@@ -64,10 +64,11 @@ class PackedFedAvg(FedAvg):
             Update(f"client {client.cid}", parameters_to_ndarrays(result.parameters), result.num_examples)
             for client, result in results
         ]
+        parameters = ndarrays_to_parameters(self.combine(updates))
         metrics: dict[str, Scalar] = {}
         if self.fit_metrics_aggregation_fn:
             metrics = self.fit_metrics_aggregation_fn([(result.num_examples, result.metrics) for _, result in results])
-        return ndarrays_to_parameters(self.combine(updates)), metrics
+        return parameters, metrics
 
 
 class AppendingFedAvg(PackedFedAvg):

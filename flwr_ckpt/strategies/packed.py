@@ -118,7 +118,7 @@ def average(values: Sequence[Any], weights: Sequence[float]) -> Any:
     if not total > 0:
         raise ValueError(f"the updates weigh {list(weights)}, expected a sum above 0; do clients report num-examples?")
     result = reduce(np.add, [value * weight for value, weight in zip(values, weights, strict=True)]) / total
-    first = np.asarray(values[0])
+    first = np.asarray(values[0])  # NumPy 1 makes a float64 of a float32 without dimensions
     return np.asarray(result, first.dtype if first.dtype.kind == "f" else None)
 
 

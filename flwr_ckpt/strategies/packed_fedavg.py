@@ -35,10 +35,9 @@ class PackedFedAvg(FedAvg):
         valid, _ = self._check_and_log_replies(list(replies), is_train=True, validate=False)
         if not valid:
             return None, None
-        updates = [_update(message, self.weighted_by_key) for message in valid]
-        contents = [message.content for message in valid]
-        metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-        return ArrayRecord(self.combine(updates)), metrics
+        arrays = ArrayRecord(self.combine([_update(message, self.weighted_by_key) for message in valid]))
+        metrics = self.train_metrics_aggr_fn([message.content for message in valid], self.weighted_by_key)
+        return arrays, metrics
 
 
 class AppendingFedAvg(PackedFedAvg):

@@ -30,12 +30,23 @@ APIS = ("message", "legacy")
 class Federation:
     """A strategy of either API and four clients, driven hook by hook in a known order."""
 
-    def __init__(self, api: str, name: str, weights: NDArrays, *, sampled: int = 4, **arguments: Any) -> None:
+    def __init__(
+        self,
+        api: str,
+        name: str,
+        weights: NDArrays,
+        *,
+        sampled: int = 4,
+        num_examples: Sequence[int] = NUM_EXAMPLES,
+        **arguments: Any,
+    ) -> None:
+        self.api = api
         self.server_round = 0
+        self.num_examples = num_examples
         if api == "message":
             arguments |= {"fraction_train": sampled / 4, "min_train_nodes": sampled}
             self.strategy: Any = getattr(strategies, name)(**arguments)
-            self._grid = message_lab.FakeGrid(message_lab.average_client, 1, node_ids=NODE_IDS)
+            self.grid = message_lab.FakeGrid(message_lab.average_client, 1, node_ids=NODE_IDS)
             self._arrays = ArrayRecord(weights)
             self._train = self._train_message
         else:
@@ -53,12 +64,14 @@ class Federation:
         return self._train(answer)
 
     def _train_message(self, answer: Answer) -> tuple[NDArrays, list[int], NDArrays | None]:
-        configured = self.strategy.configure_train(self.server_round, self._arrays, ConfigRecord(), self._grid)
+        configured = self.strategy.configure_train(self.server_round, self._arrays, ConfigRecord(), self.grid)
         messages = sorted(configured, key=lambda message: message.metadata.dst_node_id)
         partitions = [NODE_IDS.index(message.metadata.dst_node_id) for message in messages]
         received = messages[0].content["arrays"].to_numpy_ndarrays()
         replies = [
-            Message(reply(answer(received, partition, self.server_round), NUM_EXAMPLES[partition]), reply_to=message)
+            Message(
+                reply(answer(received, partition, self.server_round), self.num_examples[partition]), reply_to=message
+            )
             for message, partition in zip(messages, partitions, strict=True)
         ]
         arrays, _ = self.strategy.aggregate_train(self.server_round, replies)
@@ -71,16 +84,33 @@ class Federation:
         partitions = [client.partition for client, _ in instructions]
         received = parameters_to_ndarrays(instructions[0][1].parameters)
         results = [
-            (client, self._result(answer(received, client.partition, self.server_round), client.partition))
+            (client, self.result(answer(received, client.partition, self.server_round), client.partition))
             for client, _ in instructions
         ]
         parameters, _ = self.strategy.aggregate_fit(self.server_round, results, [])
         self._parameters = self._parameters if parameters is None else parameters
         return received, partitions, None if parameters is None else parameters_to_ndarrays(parameters)
 
-    @staticmethod
-    def _result(arrays: NDArrays, partition: int) -> FitRes:
-        return FitRes(legacy_lab.OK, ndarrays_to_parameters(arrays), NUM_EXAMPLES[partition], {})
+    def result(self, arrays: NDArrays, partition: int) -> FitRes:
+        return FitRes(legacy_lab.OK, ndarrays_to_parameters(arrays), self.num_examples[partition], {})
+
+    def train_in_vain(self) -> None:
+        """A round in which nobody answers."""
+        self.server_round += 1
+        if self.api == "message":
+            self.strategy.configure_train(self.server_round, self._arrays, ConfigRecord(), self.grid)
+            assert self.strategy.aggregate_train(self.server_round, []) == (None, None)
+        else:
+            self.strategy.configure_fit(self.server_round, self._parameters, self._manager)
+            assert self.strategy.aggregate_fit(self.server_round, [], []) == (None, {})
+
+    def received_for_evaluation(self) -> NDArrays:
+        """What clients would be sent to evaluate now."""
+        if self.api == "message":
+            messages = self.strategy.configure_evaluate(self.server_round, self._arrays, ConfigRecord(), self.grid)
+            return messages[0].content["arrays"].to_numpy_ndarrays()
+        instructions = self.strategy.configure_evaluate(self.server_round, self._parameters, self._manager)
+        return parameters_to_ndarrays(instructions[0][1].parameters)
 
 
 def reply(arrays: NDArrays, num_examples: int) -> RecordDict:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.common import NDArrays, ndarrays_to_parameters
 
 from flwr_ckpt import strategies
@@ -378,17 +378,65 @@ def test_clients_that_disagree_about_a_shape_are_named(api: str) -> None:
 
 def test_a_round_in_which_nobody_answers_changes_nothing(api: str) -> None:
     federation = Federation(api, "FedAvgWithAdaptiveConstraint", weights(), initial_loss_weight=0.5)
-    federation.server_round = 1
-    if api == "message":
-        from flwr.app import ConfigRecord
-
-        federation.strategy.configure_train(1, federation._arrays, ConfigRecord(), federation._grid)
-        assert federation.strategy.aggregate_train(1, []) == (None, None)
-    else:
-        federation.strategy.configure_fit(1, federation._parameters, federation._manager)
-        assert federation.strategy.aggregate_fit(1, [], []) == (None, {})
+    federation.train_in_vain()
     received, _, _ = federation.train(lambda received, k, r: received)
     assert_lists_equal(received, [*weights(), np.array(0.5)])
+
+
+def test_clients_evaluate_what_they_would_train_on(api: str) -> None:
+    """The packed list, also after a first round that failed, when Flower still hands over the plain weights."""
+    federation = Federation(api, "FedAvgWithAdaptiveConstraint", weights(), initial_loss_weight=0.5)
+    federation.train_in_vain()
+    assert_lists_equal(federation.received_for_evaluation(), [*weights(), np.array(0.5)])
+    _, _, aggregated = federation.train(lambda received, k, r: drawn(r, k, received))
+    assert aggregated is not None
+    assert_lists_equal(federation.received_for_evaluation(), aggregated)
+
+
+def test_nobody_reports_examples(api: str) -> None:
+    federation = Federation(api, "FedAvgDynamicLayer", weights(), num_examples=[0] * 4)
+    with pytest.raises(ValueError, match="do clients report num-examples"):
+        federation.train(lambda received, partition, server_round: [np.zeros(2), np.array(["a"])])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (RecordDict({"metrics": MetricRecord({"num-examples": 1})}), "0 ArrayRecords, expected one"),
+        (RecordDict({"arrays": ArrayRecord([np.zeros(1)])}), "expected one number in its MetricRecord"),
+        (
+            RecordDict({"arrays": ArrayRecord([np.zeros(1)]), "metrics": MetricRecord({"num-examples": [1, 2]})}),
+            "expected one number in its MetricRecord",
+        ),
+    ],
+)
+def test_a_message_without_arrays_or_examples_is_an_error_that_says_whose(
+    api: str, content: RecordDict, message: str
+) -> None:
+    if api == "legacy":  # there a result has both
+        return
+    federation = Federation(api, "FedAvgDynamicLayer", weights())
+    configured = federation.strategy.configure_train(1, ArrayRecord(weights()), ConfigRecord(), federation.grid)
+    with pytest.raises(ValueError, match=message):
+        federation.strategy.aggregate_train(1, [Message(content, reply_to=configured[0])])
+
+
+def test_arrays_of_another_model_are_refused(api: str) -> None:
+    """Neither what was returned last nor as many weights: somebody put another model in its place."""
+    if api == "legacy":  # there the list is packed once, by the constructor
+        return
+    federation = Federation(api, "FedAvgWithAdaptiveConstraint", weights())
+    federation.train(lambda received, k, r: received)
+    with pytest.raises(ValueError, match="handed 4 arrays; expected 3, as it returned last, or 2 weights"):
+        federation.strategy.configure_train(2, ArrayRecord([np.zeros(1)] * 4), ConfigRecord(), federation.grid)
+
+
+def test_failures_are_not_accepted_where_the_user_says_so(api: str) -> None:
+    if api == "message":  # Flower's message API has no such argument
+        return
+    federation = Federation(api, "FedAvgDynamicLayer", weights(), accept_failures=False)
+    result = federation.result([np.zeros(1), np.array(["a"])], 0)
+    assert federation.strategy.aggregate_fit(1, [(None, result)], [RuntimeError()]) == (None, {})
 
 
 def test_the_room_does_not_import_torch(api: str) -> None:
