@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from .classes import OwnPackages
-from .flower import RUNTIME_HANDLES
 from .leaves import Node, is_text
 from .objects import attributes
 from .paths import Path
@@ -95,7 +94,7 @@ def _entries(walk: Walk, value: Mapping[Any, Any], path: Path) -> list[tuple[Nod
         name = key if type(key) is str and is_text(key) else walk.singles.key(key)
         if name is not None or key is None:
             found.append((name, key, item))
-        elif not isinstance(key, RUNTIME_HANDLES):
+        else:
             walk.singles.not_state(key, path.item(key))
     return found
 

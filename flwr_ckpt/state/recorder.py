@@ -189,17 +189,22 @@ class StateRecorder:
         return Encoder(self._own, self._anchors, self._excluded, arrays).encode(_flat(roots))
 
     def _problems(self, found: Encoded, baseline: Encoded) -> Iterator[str]:
+        torn = dict(_torn(found, baseline))
+        told = set(torn)
         for now, before in ((found.opaque, baseline.opaque), (found.needed, baseline.needed)):
-            yield from (
-                _problem(path, thing, before.get(path))
-                for path, thing in now.items()
-                if path not in before or (before[path].kind, before[path].name) != (thing.kind, thing.name)
-            )
-        yield from _torn(found, baseline)
+            for path, thing in now.items():
+                known = before.get(path)
+                if known is not None and (known.kind, known.name) == (thing.kind, thing.name):
+                    continue
+                if thing.whole in told:  # a list of a hundred clients is one thing to say
+                    continue
+                told.add(thing.whole or path)
+                yield _problem(path, thing, known) if not thing.whole else _holds(path, thing)
+        yield from torn.values()
 
 
-def _torn(found: Encoded, baseline: Encoded) -> Iterator[str]:
-    """Lists that have changed and cannot be put back, because they hold what cannot be stored."""
+def _torn(found: Encoded, baseline: Encoded) -> Iterator[tuple[str, str]]:
+    """Lists, by path, that have changed and cannot be put back, because they hold what cannot be stored."""
     inside = {thing.whole: (path, thing) for path, thing in (found.opaque | found.needed).items() if thing.whole}
     if not inside:
         return
@@ -208,11 +213,7 @@ def _torn(found: Encoded, baseline: Encoded) -> Iterator[str]:
     for whole, node in _sequences(now).items():
         if whole not in inside or whole not in before or alike(node, now, before[whole], then):
             continue
-        path, thing = inside[whole]
-        yield (
-            f"{whole}: changed, and cannot be stored, because it holds a {thing} ({path}). "
-            f"Ways on: {_ways(whole)}, or keep the two apart"
-        )
+        yield whole, _holds(*inside[whole])
 
 
 def _sequences(tree: Tree) -> dict[str, Node]:
@@ -253,6 +254,13 @@ def _problem(path: str, thing: Opaque, before: Opaque | None) -> str:
     factory = "build it in __init__, or give it a factory such as list, or a function of the strategy's module; else "
     ways = f"{factory if thing.kind == 'collections:defaultdict' else ''}{_ways(path)}"
     return f"{path}: became a {thing}, which cannot be stored{was}. Ways on: {ways}"
+
+
+def _holds(path: str, thing: Opaque) -> str:
+    return (
+        f"{thing.whole}: changed, and cannot be stored, because it holds a {thing} ({path}). "
+        f"Ways on: {_ways(thing.whole)}, or keep the two apart"
+    )
 
 
 def _ways(path: str) -> str:

@@ -66,8 +66,10 @@ class SingleEncoder:
         if isinstance(value, enum.Enum):
             return self._enum(value) or self.not_state(value, path)
         if isinstance(value, RUNTIME_HANDLES):
-            if path.in_state_dict:
-                raise unstorable_state_dict(value, path)
+            # As an attribute it is what Flower hands to each hook anew. In a container somebody keeps a list of them,
+            # such as the clients of a round, which nobody makes again when that round is replayed.
+            if path.in_state_dict or path.kind != "attribute":
+                return self.not_state(value, path)
             return {"$": "runtime", "type": type_name(type(value))}
         if type(value) is bytes:
             return self._arrays.bytes_(value, path)

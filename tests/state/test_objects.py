@@ -341,18 +341,35 @@ class Proxy(ClientProxy):
     def reconnect(self, *_: Any) -> Any: ...
 
 
-def test_handles_of_the_running_server_are_passed_over_without_a_word() -> None:
+def test_handles_of_the_running_server_are_passed_over_as_attributes() -> None:
     def run(strategy: Mine) -> None:
         strategy.manager = SimpleClientManager()
         strategy.context = Context(1, 2, {}, RecordDict(), {})
-        strategy.weights = {Proxy("7"): 0.5}
-        strategy.proxies = {"7": Proxy("7")}
-        strategy.sampled = [Proxy("7")]
 
-    strategy, _ = restart(lambda: Mine(manager=None, proxies={}), run)
+    strategy, _ = restart(lambda: Mine(manager=None), run)
     assert strategy.manager is None
-    assert strategy.proxies == {}
-    assert not hasattr(strategy, "sampled")
+    assert not hasattr(strategy, "context")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sampled", [Proxy("7"), Proxy("8")]),
+        ("sampled", [(Proxy("7"), 1), (Proxy("8"), 1)]),
+        ("weights", {Proxy("7"): 0.5}),
+        ("proxies", {"7": Proxy("7")}),
+    ],
+)
+def test_handles_that_somebody_collects_are_a_problem_told_once(name: str, value: Any) -> None:
+    """The clients of a round: nobody makes that list again when the round is replayed."""
+    strategy = Mine(**{name: type(value)()})
+    recorder = StateRecorder()
+    recorder.take_baseline({"strategy": strategy})
+    setattr(strategy, name, value)
+    (problem,) = recorder.capture({"strategy": strategy}).problems
+    assert problem.startswith(f"strategy.{name}")
+    assert "Proxy" in problem
+    assert "exclude=" in problem
 
 
 def test_own_subclasses_of_containers_keep_content_and_attributes() -> None:
