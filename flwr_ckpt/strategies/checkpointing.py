@@ -16,8 +16,8 @@ from flwr.serverapp.strategy import Strategy as MessageStrategy
 from ..store import CheckpointStore, Keep, Location, locate
 from .adopt import adopt, is_adopted, run_of, wrapped_inside
 from .chain import Strategy
-from .legacy import LEGACY, LegacyRun
-from .message import MESSAGE, MessageRun
+from .legacy_hooks import LEGACY, LegacyRun
+from .message_hooks import MESSAGE, MessageRun
 from .session import Session
 from .settings import Durable, OnError, Resume, Settings, parse_run_config
 

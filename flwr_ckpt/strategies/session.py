@@ -1,7 +1,7 @@
 """One wrapped strategy and its run: what the hooks of both APIs share.
 
 A session opens the run, says what is on record, puts state back where it was taken, and has each finished phase saved.
-It knows nothing of messages or client proxies; `message` and `legacy` are the two ways in.
+It knows nothing of messages or client proxies; `message_hooks` and `legacy_hooks` are the two ways in.
 """
 
 from __future__ import annotations

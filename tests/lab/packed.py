@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.common import FitIns, FitRes, NDArrays, Parameters, ndarrays_to_parameters, parameters_to_ndarrays
 
 from flwr_ckpt import strategies
-from flwr_ckpt.strategies import legacy_strategies
+from flwr_ckpt.strategies import legacy as legacy_strategies
 
 from . import legacy as legacy_lab
 from . import message as message_lab

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.common import NDArrays, ndarrays_to_parameters
 
 from flwr_ckpt import strategies
-from flwr_ckpt.strategies import legacy_strategies
+from flwr_ckpt.strategies import legacy as legacy_strategies
 from tests.lab.packed import APIS, NUM_EXAMPLES, Federation
 
 pytestmark = pytest.mark.parametrize("api", APIS)
