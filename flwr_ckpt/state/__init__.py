@@ -6,6 +6,6 @@ This room knows no storage; torch it knows only where torch is loaded already, o
 from __future__ import annotations
 
 from .recorder import Snapshot, StateRecorder, StoredState
-from .tree import dict_keys_at, dicts_keyed_by
+from .tree import dicts_keyed_by
 
-__all__ = ["Snapshot", "StateRecorder", "StoredState", "dict_keys_at", "dicts_keyed_by"]
+__all__ = ["Snapshot", "StateRecorder", "StoredState", "dicts_keyed_by"]

@@ -173,11 +173,3 @@ def dicts_keyed_by(tree: Json, ids: Collection[int | str]) -> dict[str, list[Any
         if keys and all(name in wanted for name, _ in keys):
             found[str(path)] = [key for _, key in keys]
     return found
-
-
-def dict_keys_at(tree: Json, path: str) -> list[Any]:
-    """The keys of the dictionary at `path` (as `dicts_keyed_by` names it); empty if there is none."""
-    for where, node in _dictionaries(Tree(tree)):
-        if str(where) == path:
-            return [key for _, key, _ in entries(node)]
-    return []

@@ -39,12 +39,17 @@ class Quiet(logging.Filter):
     def __init__(self) -> None:
         super().__init__()
         self._thread: int | None = None
+        self._until_blank = False
 
     def begin(self) -> None:
         """Hold back lines from now on."""
         if self._thread is None:
             self._thread = threading.get_ident()
             LOGGER.addFilter(self)
+
+    def end_with_round(self) -> None:
+        """Hold back what is left of the round that is being replayed: Flower logs a blank line before the next."""
+        self._until_blank = True
 
     def end(self) -> None:
         """Let lines through again."""
@@ -54,4 +59,8 @@ class Quiet(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell logging whether the line may pass."""
-        return record.levelno >= logging.WARNING or record.thread != self._thread or getattr(record, "flwr_ckpt", False)
+        if record.thread != self._thread or record.levelno >= logging.WARNING or getattr(record, "flwr_ckpt", False):
+            return True
+        if self._until_blank and not record.getMessage().strip():
+            self._thread = None  # stays in place, and lets everything pass: filters are being gone through
+        return self._thread is None

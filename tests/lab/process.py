@@ -21,7 +21,7 @@ def kill_me() -> None:
 
 
 def in_a_process(work: Callable[[], Any], folder: Path) -> Any:
-    """Run `work` in a child process; return what it returned (JSON), or None if it was killed.
+    """Run `work` in a child process; return what it returned (JSON), or None if, and only if, it was killed.
 
     Raises
     ------
@@ -47,4 +47,5 @@ def in_a_process(work: Callable[[], Any], folder: Path) -> Any:
         assert os.WTERMSIG(status) == signal.SIGKILL, f"the server died of signal {os.WTERMSIG(status)}"
         return None
     assert os.WEXITSTATUS(status) == 0, trace.read_text()
-    return json.loads(answer.read_text())
+    returned = json.loads(answer.read_text())
+    return "nothing" if returned is None else returned

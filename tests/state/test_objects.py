@@ -18,7 +18,7 @@ from flwr.server import SimpleClientManager
 from flwr.server.client_proxy import ClientProxy
 from restarts import Plain, Process, died, restart, resume, stored
 
-from flwr_ckpt.state import StateRecorder, dict_keys_at, dicts_keyed_by
+from flwr_ckpt.state import StateRecorder, dicts_keyed_by
 from flwr_ckpt.store.errors import CheckpointError
 
 
@@ -438,8 +438,6 @@ def test_dictionaries_keyed_by_node_ids_are_found() -> None:
     found = dicts_keyed_by(tree, [7, 2**63 + 1])
     assert found == {"strategy.weights": list(ids), "strategy.inner.by_cid['a']": [7]}
     assert list(dicts_keyed_by(tree, ["a"])) == ["strategy.inner.by_cid"]
-    assert dict_keys_at(tree, "strategy.weights") == list(ids)
-    assert dict_keys_at(tree, "strategy.nothing") == []
 
 
 def test_the_inventory_sums_up() -> None:

@@ -494,3 +494,9 @@ def test_flowers_lines_of_replayed_rounds_are_held_back(run: Path, caplog: pytes
     assert not any("[ROUND 1/4]" in line or "[ROUND 2/4]" in line for line in lines)
     assert any("[ROUND 3/4]" in line for line in lines)
     assert sum("Resumed after round 2 of 4" in line for line in lines) == 1
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "flwr"):
+        start(CheckpointingStrategy(FedAvg(), run), FakeGrid(average_client, 1))
+    lines = [record.getMessage() for record in caplog.records]
+    assert not any("MetricRecord:" in line or "[ROUND" in line for line in lines)
+    assert any("Final results" in line for line in lines)

@@ -16,10 +16,10 @@ from typing import Any
 
 from flwr.server.strategy import Strategy as LegacyStrategy
 
-from . import logs
+from .. import logs
 from .chain import Strategy, strategy_chain
-from .legacy_hooks import LegacyRun
-from .message_hooks import MessageRun
+from .legacy import LegacyRun
+from .message import MessageRun
 
 RESERVED = "_flwr_ckpt"  # the one attribute of ours in the strategy's own namespace
 

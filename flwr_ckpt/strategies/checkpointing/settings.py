@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from ..store import Keep, parse_keep
+from ...store import Keep, parse_keep
 
 Resume = Literal["auto", "must", "never"]
 Durable = Literal["background", "before-release"]

@@ -18,8 +18,8 @@ from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from ..store import Blob, CheckpointError, Loaded, Outcome, Phase
-from . import logs
+from ...store import Blob, CheckpointError, Loaded, Outcome, Phase
+from .. import logs
 from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
 from .identity import Identity, parameters_types, versions

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import Array, ArrayRecord
 from flwr.common import Parameters
 
-from ..store import Entry
+from ...store import Entry
 
 
 class LazyArray(Array):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..store import CheckpointError, Draft
-from . import logs
+from ...store import CheckpointError, Draft
+from .. import logs
 
 
 class Failures:

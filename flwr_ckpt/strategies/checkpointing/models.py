@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from flwr.app import ArrayRecord
 from flwr.common import Parameters
 
-from ..store import Commit, Json
-from . import logs
+from ...store import Commit, Json
+from .. import logs
 
 if TYPE_CHECKING:  # torch is the module's business; a run without one does without
-    from ..server_module import BaseServerCheckpointAndStateModule, Choice
+    from ...server_module import BaseServerCheckpointAndStateModule, Choice
 
 ServerParameters = Parameters | ArrayRecord
 

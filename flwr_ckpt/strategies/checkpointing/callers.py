@@ -30,8 +30,8 @@ def server_name() -> str:
 
 
 def caller_of_hook() -> Any:
-    """Whoever called the hook: the first frame outside this package."""
+    """Whoever called the hook: the first frame that is not of these hooks."""
     for frame in _frames():
-        if not frame.f_globals.get("__name__", "").startswith(__package__.partition(".")[0]):
+        if not frame.f_globals.get("__name__", "").startswith(__package__):
             return frame.f_locals.get("self")
     return None

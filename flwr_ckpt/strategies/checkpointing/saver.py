@@ -5,9 +5,9 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 
-from ..state import Snapshot
-from ..store import BackgroundWriter, Blob, CheckpointError, Commit, Draft, Json, Outcome, Phase, RunWriter
-from . import logs
+from ...state import Snapshot
+from ...store import BackgroundWriter, Blob, CheckpointError, Commit, Draft, Json, Outcome, Phase, RunWriter
+from .. import logs
 from .failures import Failures
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.common import Parameters
 
-from ..store import CheckpointMismatchError, Json, array_type, from_json, to_json
+from ...store import CheckpointMismatchError, Json, array_type, from_json, to_json
 from .settings import PREFIX
 
 ArrayTypes = list[list[Any]]  # [name, dtype, shape] of each array, in order

@@ -9,7 +9,7 @@ from flwr.common import Code, Status
 from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 
-from ..store import CheckpointError
+from ...store import CheckpointError
 
 _OK = Status(code=Code.OK, message="replayed")
 

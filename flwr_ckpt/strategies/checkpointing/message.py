@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ..store import Blob, CheckpointError, Commit, Entry, Loaded, Outcome, Phase
+from ...store import Blob, CheckpointError, Commit, Entry, Loaded, Outcome, Phase
 from .grid import CheckpointingGrid
 from .identity import Identity, record_types, versions
 from .lazy import lazy_record

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ..store import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, Commit, RunReader
-from . import logs
+from ...store import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, Commit, RunReader
+from .. import logs
 from .identity import Identity, check_configuration, check_model
 from .settings import Resume
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import MetricRecord
 
-from ..store import CheckpointError, Outcome, Phase, to_json
+from ...store import CheckpointError, Outcome, Phase, to_json
 
 Position = tuple[int, int]  # round, and the index of a phase in the order of the API
 

@@ -13,16 +13,16 @@ from flwr.app import Context
 from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy as MessageStrategy
 
-from ..store import CheckpointStore, Keep, Location, locate
+from ...store import CheckpointStore, Keep, Location, locate
 from .adopt import adopt, is_adopted, run_of, wrapped_inside
 from .chain import Strategy
-from .legacy_hooks import LEGACY, LegacyRun
-from .message_hooks import MESSAGE, MessageRun
+from .legacy import LEGACY, LegacyRun
+from .message import MESSAGE, MessageRun
 from .session import Session
 from .settings import Durable, OnError, Resume, Settings, parse_run_config
 
 if TYPE_CHECKING:
-    from ..server_module import BaseServerCheckpointAndStateModule
+    from ...server_module import BaseServerCheckpointAndStateModule
 
 
 class _Attribute:

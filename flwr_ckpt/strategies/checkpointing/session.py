@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ..state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
-from ..store import (
+from ...state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
+from ...store import (
     Blob,
     CheckpointError,
     CheckpointMismatchError,
@@ -31,7 +31,7 @@ from ..store import (
     RunWriter,
     prepare,
 )
-from . import logs
+from .. import logs
 from .chain import Strategy, class_name, strategy_chain
 from .failures import Failures
 from .identity import Identity, check_configuration
@@ -44,7 +44,7 @@ from .seeding import seed_everything, seed_random, sorted_ids
 from .settings import Settings
 
 if TYPE_CHECKING:
-    from ..server_module import BaseServerCheckpointAndStateModule
+    from ...server_module import BaseServerCheckpointAndStateModule
 
 _EARLY_ROUNDS = 3  # an attribute that cannot be stored ends a run that young; an older one is only told each round
 
@@ -303,6 +303,7 @@ class Session:
         """Say that the record has answered a phase; the one whose commit is resumed brings the state back."""
         if self.record.is_position(server_round, phase):
             self._put_back()
+            self._quiet.end_with_round()
             self._tell_resumed()
 
     def enter(self, server_round: int, moment: str) -> None:
@@ -314,12 +315,12 @@ class Session:
         else:
             self._saver.raise_failure()
         self._put_back()
+        self._quiet.end()
         self._tell_resumed()
         self.live = True
         self.seed(server_round, moment)
 
     def _tell_resumed(self) -> None:
-        self._quiet.end()
         if self._told or self.loaded is None:
             return
         self._told = True
