@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from .values import Json
-
-if TYPE_CHECKING:
-    from .records import Commit
 
 Phase = Literal["initial", "attempt", "train", "evaluate", "central", "end"]
 Buffer = bytes | memoryview
@@ -98,5 +95,5 @@ class Draft:
     state: tuple[Blob, ...] | None = None
     documents: Mapping[str, Json] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
-    durable: Callable[[Commit], None] = lambda commit: None
+    durable: Callable[[Any], None] = lambda commit: None
     release: Callable[[], None] = lambda: None

@@ -20,13 +20,14 @@ from flwr.server.strategy import Strategy
 
 from ...store import Blob, CheckpointError, Loaded, Outcome, Phase
 from .. import logs
+from .api import Api
 from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
 from .identity import Identity, parameters_types, versions
 from .lazy import LazyParameters
 from .record import LEGACY_ORDER, storable
 from .seeding import sort_results
-from .session import Api, Session
+from .session import Session
 
 Instructions = list[tuple[ClientProxy, Any]]
 Hook = TypeVar("Hook", bound=Callable[..., Any])
@@ -80,7 +81,7 @@ class LegacyRun:
             )
         self._refuse_inner()
         session.take_baseline()
-        session.seed(0, "initialize")
+        session.nodes.seed(0, "initialize")
         manager = self._manager(client_manager)
         with session.inside():
             given = original(client_manager=manager)
@@ -118,7 +119,7 @@ class LegacyRun:
         if phase == "train":
             session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
-        with session.known_nodes(), session.inside():
+        with session.nodes.known(), session.inside():
             instructions = list(
                 original(server_round=server_round, parameters=parameters, client_manager=manager) or []
             )
@@ -350,10 +351,10 @@ class LegacyRun:
     def _manager(self, manager: ClientManager) -> ClientManager:
         session = self.session
         if isinstance(getattr(manager, "clients", None), dict):
-            session.offered(list(manager.clients))  # type: ignore[attr-defined]
+            session.nodes.offered(list(manager.clients))  # type: ignore[attr-defined]
         if session.settings.seed is None:
             return manager
-        return arranged_manager(manager, session.arrange, session.offered)
+        return arranged_manager(manager, session.nodes.arrange, session.nodes.offered)
 
     def _in_order(self, results: list[Any]) -> list[Any]:
         return results if self.session.settings.seed is None else sort_results(results)

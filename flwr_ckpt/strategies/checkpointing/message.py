@@ -15,12 +15,13 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from ...store import Blob, CheckpointError, Commit, Entry, Loaded, Outcome, Phase
+from .api import Api
 from .grid import CheckpointingGrid
 from .identity import Identity, record_types, versions
 from .lazy import lazy_record
 from .record import MESSAGE_ORDER, metric_record, metrics_of
 from .seeding import sort_replies
-from .session import Api, Session
+from .session import Session
 
 EvaluateFn = Callable[[int, ArrayRecord], "MetricRecord | None"]
 _START = inspect.signature(Strategy.start)
@@ -61,7 +62,7 @@ class MessageRun:
             self._initial = initial
             if session.loaded is not None and session.own_start:
                 initial = given["initial_arrays"] = self._initial = self._first_arrays(initial)
-            given["grid"] = CheckpointingGrid(given["grid"], session.arrange, session.offered)
+            given["grid"] = CheckpointingGrid(given["grid"], session.nodes.arrange, session.nodes.offered)
             if given.get("evaluate_fn") is not None:
                 given["evaluate_fn"] = self._wrap_evaluate_fn(given["evaluate_fn"])
             result = original(**given)
@@ -115,7 +116,7 @@ class MessageRun:
         session.commit_initial(self._initial_arrays())
         if phase == "train":
             session.wait_for_disk(server_round)
-        with session.known_nodes(), session.inside():
+        with session.nodes.known(), session.inside():
             messages = list(original(server_round, self._swapped(arrays), config, grid))
         self._sent[phase] = bool(messages)
         if phase == "train" and messages:

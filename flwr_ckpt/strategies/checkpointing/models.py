@@ -12,16 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord
-from flwr.common import Parameters
-
 from ...store import Commit, Json
 from .. import logs
+from .api import ServerParameters
 
 if TYPE_CHECKING:  # torch is the module's business; a run without one does without
     from ...server_module import BaseServerCheckpointAndStateModule, Choice
-
-ServerParameters = Parameters | ArrayRecord
 
 
 @dataclass(frozen=True)

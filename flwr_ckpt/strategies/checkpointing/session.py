@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ...state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
 from ...store import (
-    Blob,
     CheckpointError,
-    CheckpointMismatchError,
     Commit,
     Json,
     Keep,
@@ -32,15 +30,16 @@ from ...store import (
     prepare,
 )
 from .. import logs
+from .api import Api, ServerParameters
 from .chain import Strategy, class_name, strategy_chain
 from .failures import Failures
 from .identity import Identity, check_configuration
-from .models import Models, ServerParameters
+from .models import Models
+from .nodes import Nodes
 from .opening import check_space, judge, tell_of_changes
 from .privacy import is_private
 from .record import Record
 from .saver import Saver
-from .seeding import seed_everything, seed_random, sorted_ids
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -51,25 +50,6 @@ _EARLY_ROUNDS = 3  # an attribute that cannot be stored ends a run that young; a
 # One run has one live writer in a process. Another process is fenced off by the store; two objects here would take
 # turns at that without anybody noticing the mistake.
 _live: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
-
-
-@dataclass(frozen=True)
-class Api:
-    """One of Flower's two APIs, as far as a session needs it.
-
-    Attributes
-    ----------
-    order : tuple of Phase
-        In which order it makes the phases of a round.
-    blobs : callable
-        Refers to the arrays it hands over, for the store.
-    arrays : callable
-        Makes what it hands over of a loaded commit.
-    """
-
-    order: tuple[Phase, ...]
-    blobs: Callable[[Any], list[Blob]]
-    arrays: Callable[[Loaded], ServerParameters]
 
 
 class Session:
@@ -121,7 +101,7 @@ class Session:
         self.run_config = run_config
         self.classes = [class_name(item) for item in chain]
         self.private = is_private(chain, settings.extra_state)
-        self.before_release = _before_release(settings, self.private)
+        self.before_release = settings.before_release(private=self.private)
         self.keep: Keep = settings.keep or (KeepAll() if own_start else KeepLatest(3))
         self.reader = RunReader(location)
         self.record = Record.of(api.order, ())
@@ -129,6 +109,7 @@ class Session:
         self.configs: dict[str, Any] = {}
         self.num_rounds: int | None = None
         self.attempts: dict[int, int] = {}
+        self.nodes = Nodes(location.path, settings.seed, private=self.private)
         self.models = Models(module, settings.loss_key)
         self.live = False
         self.closed = False
@@ -140,14 +121,12 @@ class Session:
         self._saver: Saver | None = None
         self._failures = Failures(location.path, raises=self.before_release or settings.on_error == "raise")
         self._quiet = logs.Quiet()
+        weakref.finalize(self, self._quiet.end)  # a server that breaks off in replay must not leave Flower silent
         self._depth = threading.local()
-        self._moment = (0, "start")
         self._has_state = True  # false from the resume until the state of the commit has been put back
         self._has_initial = False
         self._told = False
         self._rounds_trained = 0
-        self._offered: list[Any] = []
-        self._nodes_checked = False
 
     @property
     def name(self) -> str:
@@ -248,6 +227,8 @@ class Session:
         self.record = Record.of(self.record.order, loaded.outcomes)
         self.attempts = self.record.attempts()
         self.attempts.update({int(key): count for key, count in loaded.documents.get("attempts", {}).items()})
+        if self._strict:
+            self.nodes.keyed = loaded.documents.get("nodes", {})
         self._has_state = False
         self._has_initial = True
         if self._identity is not None:
@@ -318,7 +299,7 @@ class Session:
         self._quiet.end()
         self._tell_resumed()
         self.live = True
-        self.seed(server_round, moment)
+        self.nodes.seed(server_round, moment)
 
     def _tell_resumed(self) -> None:
         if self._told or self.loaded is None:
@@ -333,58 +314,6 @@ class Session:
             ", ".join(self.record.phases_of(last)) or "initial arrays",
             "nothing had been trained yet" if last == 0 else f"what rounds 1 to {last} have done is not repeated",
         )
-
-    def seed(self, server_round: int, moment: str) -> None:
-        """Seed the global generators for one hook, unless noise has to stay fresh."""
-        self._moment = (server_round, moment)
-        if self.settings.seed is not None and not self.private:
-            seed_everything(self.settings.seed, server_round, moment)
-
-    def arrange(self, ids: list[Any]) -> list[Any]:
-        """Put node ids into a fixed order, and seed what samples from them (``seed=``)."""
-        if self.settings.seed is None:
-            return ids
-        if not self.private:
-            seed_random(self.settings.seed, *self._moment)
-        return sorted_ids(ids)
-
-    def offered(self, ids: list[Any]) -> None:
-        """Note which node ids (or client ids) there are."""
-        self._offered = ids
-
-    @contextmanager
-    def known_nodes(self) -> Iterator[None]:
-        """Around a configure hook, before the messages of a resumed run leave: are the nodes its state speaks of there?
-
-        Asked afterwards, since only the hook waits for nodes; also if it raised, as it may well do over a node that the
-        state does not know.
-
-        Raises
-        ------
-        CheckpointMismatchError
-            If none of them is.
-        """
-        try:
-            yield
-        except Exception:
-            self._check_nodes()
-            raise
-        self._check_nodes()
-
-    def _check_nodes(self) -> None:
-        if self._nodes_checked or not self._offered:
-            return
-        self._nodes_checked = True
-        if self.loaded is None or self.settings.resume == "must":
-            return
-        here = {str(item) for item in self._offered}
-        for path, keys in self.loaded.documents.get("nodes", {}).items():
-            if here.isdisjoint(keys):
-                raise CheckpointMismatchError(
-                    f"{self.location.path}: {path} is keyed by node ids, and none of its {len(keys)} is connected now. "
-                    "Give the SuperNodes keys of their own, so that their ids survive a restart; or list the attribute "
-                    'in exclude= if it is rebuilt every round; or resume="must" to keep the old entries'
-                )
 
     def wait_for_disk(self, server_round: int) -> None:
         """Before training is sent: the initial arrays are durable, and so is the round before the last one."""
@@ -475,7 +404,7 @@ class Session:
         return snapshot, self._documents(snapshot)
 
     def _documents(self, snapshot: Snapshot) -> dict[str, Json]:
-        keyed = dicts_keyed_by(snapshot.tree, self._offered) if self._offered else {}
+        keyed = dicts_keyed_by(snapshot.tree, self.nodes.ids) if self.nodes.ids else {}
         nodes = {path: [str(key) for key in keys] for path, keys in keyed.items()}
         return {"identity": self._identity_json, "nodes": nodes, "attempts": {}}
 
@@ -527,13 +456,3 @@ class Session:
             del _live[str(self.location.path)]
         if self._saver is not None:
             self._saver.close()
-
-
-def _before_release(settings: Settings, private: bool) -> bool:
-    durable = settings.durable or ("before-release" if private else "background")
-    if durable == "before-release" and settings.save_every > 1:
-        raise ValueError(
-            f'save_every={settings.save_every} with durable="before-release": every round has to be on disk before its '
-            'aggregate leaves the server; use save_every=1, or durable="background"'
-        )
-    return durable == "before-release"

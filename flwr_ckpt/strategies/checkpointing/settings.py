@@ -52,6 +52,22 @@ class Settings:
                     "give it both, or hand over an object that has them"
                 )
 
+    def before_release(self, *, private: bool) -> bool:
+        """Whether each commit is waited for: as asked, or wherever there is differential privacy.
+
+        Raises
+        ------
+        ValueError
+            If not every round is to be saved.
+        """
+        durable = self.durable or ("before-release" if private else "background")
+        if durable == "before-release" and self.save_every > 1:
+            raise ValueError(
+                f'save_every={self.save_every} with durable="before-release": every round has to be on disk before its '
+                'aggregate leaves the server; use save_every=1, or durable="background"'
+            )
+        return durable == "before-release"
+
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
