@@ -345,3 +345,17 @@ def test_a_users_client_manager_may_replace_its_clients(run: Path) -> None:
     strategy.close()
     assert len(history.losses_distributed) == 2
     assert sorted(manager.clients) == ["1", "5", "9"]
+
+
+def test_after_a_refusal_the_run_can_be_opened_again(run: Path) -> None:
+    first = CheckpointingStrategy(strategy_of(), run)
+    counted(first, num_rounds=2)
+    first.close()
+    refused = CheckpointingStrategy(strategy_of(FedAdam), run)
+    with pytest.raises(CheckpointMismatchError, match="strategy: flwr:FedAvg there"):
+        counted(refused)
+    strategy = CheckpointingStrategy(strategy_of(), run)
+    _, asked = counted(strategy, num_rounds=3)
+    strategy.close()
+    assert ("train", 3) in asked
+    assert refused.resumed_round is None

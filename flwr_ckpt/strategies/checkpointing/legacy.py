@@ -80,7 +80,7 @@ class LegacyRun:
                 f"{session.name} has already been started; wrap a new strategy object for another run of the server"
             )
         self._refuse_inner()
-        session.take_baseline()
+        session.kept.take_baseline()
         session.nodes.seed(0, "initialize")
         manager = self._manager(client_manager)
         with session.inside():
@@ -209,13 +209,13 @@ class LegacyRun:
         if not self._opened:
             self._refuse_inner()
             _check_parameters(parameters, f"{server_name()} handed over")
-            self.session.take_baseline()
+            self.session.kept.take_baseline()
             self._open(parameters)
             self._expected = self.session.newest() if self.session.loaded is not None else parameters
 
     def _refuse_inner(self) -> None:
         caller = caller_of_hook()
-        if isinstance(caller, Strategy) and caller is not self.session.strategy():
+        if isinstance(caller, Strategy) and caller is not self.session.kept.strategy():
             raise CheckpointError(
                 f"{self.session.name} is checkpointed inside a {type(caller).__name__}; turn that around: "
                 f"CheckpointingStrategy({type(caller).__name__}({self.session.name}(...)), run)"

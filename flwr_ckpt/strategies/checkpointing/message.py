@@ -54,7 +54,7 @@ class MessageRun:
         given = _bind(args, kwargs)
         initial: ArrayRecord = given["initial_arrays"]
         session.num_rounds = given["num_rounds"]
-        session.configs.update(
+        session.kept.configs.update(
             {key: given[key] for key in ("train_config", "evaluate_config") if given.get(key) is not None}
         )
         try:
@@ -85,7 +85,7 @@ class MessageRun:
             )
         if not self._first_hook_done:
             self._first_hook_done = True
-            self.session.take_baseline()
+            self.session.kept.take_baseline()
             self.session.check_plain_attributes()
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class MessageRun:
     ) -> list[Message]:
         """``configure_train`` and ``configure_evaluate``."""
         session = self.session
-        session.configs["train_config" if phase == "train" else "evaluate_config"] = config
+        session.kept.configs["train_config" if phase == "train" else "evaluate_config"] = config
         self._enter_first_hook()
         if phase == "train":
             self._check_grows(server_round)
@@ -252,7 +252,7 @@ class MessageRun:
         listed = list(replies)
         if self.session.settings.seed is None:
             return listed
-        return sort_replies(listed, getattr(self.session.strategy(), "weighted_by_key", "num-examples"))
+        return sort_replies(listed, getattr(self.session.kept.strategy(), "weighted_by_key", "num-examples"))
 
     def _check_grows(self, server_round: int) -> None:
         if server_round <= self._last_configured:

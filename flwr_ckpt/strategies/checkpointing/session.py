@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...state import Snapshot, StateRecorder, StoredState, dicts_keyed_by
+from ...state import Snapshot, dicts_keyed_by
 from ...store import (
     CheckpointError,
     Commit,
@@ -34,6 +34,7 @@ from .api import Api, ServerParameters
 from .chain import Strategy, class_name, strategy_chain
 from .failures import Failures
 from .identity import Identity, check_configuration
+from .kept import Kept
 from .models import Models
 from .nodes import Nodes
 from .opening import check_space, judge, tell_of_changes
@@ -94,7 +95,6 @@ class Session:
         module: BaseServerCheckpointAndStateModule | None,
     ) -> None:
         chain = strategy_chain(strategy)
-        self.strategy = weakref.ref(strategy)
         self.location = location
         self.settings = settings
         self.own_start = own_start
@@ -106,18 +106,18 @@ class Session:
         self.reader = RunReader(location)
         self.record = Record.of(api.order, ())
         self.loaded: Loaded | None = None
-        self.configs: dict[str, Any] = {}
         self.num_rounds: int | None = None
         self.attempts: dict[int, int] = {}
         self.nodes = Nodes(location.path, settings.seed, private=self.private)
         self.models = Models(module, settings.loss_key)
+        others = {**self.models.roots, "extra": dict(settings.extra_state)}
+        self.kept = Kept(strategy, others, exclude=settings.exclude, private=self.private)
         self.live = False
         self.closed = False
         self._api = api
         self._newest: ServerParameters | None = None
         self._identity: Identity | None = None
         self._identity_json: Json = None
-        self._recorder = StateRecorder(exclude=settings.exclude, private=self.private)
         self._saver: Saver | None = None
         self._failures = Failures(location.path, raises=self.before_release or settings.on_error == "raise")
         self._quiet = logs.Quiet()
@@ -170,6 +170,13 @@ class Session:
             )
         self._identity, self._identity_json = identity, identity.to_json()
         self._be_the_only_one()
+        try:
+            self._find_out()
+        except BaseException:
+            del _live[str(self.location.path)]  # whoever mends what was wrong may try again
+            raise
+
+    def _find_out(self) -> None:
         for line in prepare(self.location):
             logs.warning("%s", line)
         logs.info("Checkpoints of this run: %s (%s)", self.location.path, self.location.source)
@@ -237,36 +244,22 @@ class Session:
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def _roots(self) -> dict[str, Any]:
-        extra = dict(self.settings.extra_state)
-        return {"strategy": self.strategy(), **self.configs, **self.models.roots, "extra": extra}
-
-    def take_baseline(self) -> None:
-        """Note what stands at the first hook of this process."""
-        self._recorder.take_baseline(self._roots())
-
     def check_plain_attributes(self) -> None:
         """On a finished run, another number or boolean among the strategy's attributes is another run (``eta``)."""
         if self.loaded is None or self.loaded.commit.phase != "end" or self.settings.resume != "auto":
             return
-        differences = self._recorder.differences(self._roots(), self._stored())
+        differences = self.kept.differences(self.loaded)
         if differences:
             stored = Identity.from_json(self.loaded.documents["identity"])
             check_configuration(stored, stored, str(self.location.path), differences)
 
-    def _stored(self) -> StoredState:
-        assert self.loaded is not None
-        documents = self.loaded.documents
-        return StoredState(tree=documents["state"], baseline=documents["baseline"], read=self.loaded.state)
-
     def _put_back(self) -> None:
         """Put the state of the resumed commit back, once."""
-        if self._has_state:
+        if self._has_state or self.loaded is None:
             return
         self._has_state = True
-        for line in self._recorder.restore(self._roots(), self._stored()):
-            logs.warning("%s", line)
-        if self.models.module is not None and self.loaded is not None:
+        self.kept.put_back(self.loaded)
+        if self.models.module is not None:
             self.models.take(self.newest())
             choices = self.loaded.documents.get("choices", {})
             self.models.choose_again(choices, self.newest(), self.record.last_arrays(), self.loaded.commit)
@@ -400,7 +393,7 @@ class Session:
         logs.error("Round %d is not saved: %s", server_round, message)
 
     def _capture(self) -> tuple[Snapshot, dict[str, Json]]:
-        snapshot = self._recorder.capture(self._roots())
+        snapshot = self.kept.capture()
         return snapshot, self._documents(snapshot)
 
     def _documents(self, snapshot: Snapshot) -> dict[str, Json]:

@@ -1,0 +1,65 @@
+"""What of a run is state: the strategy, the configs it changes, what the user added, and the module's."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+from ...state import Snapshot, StateRecorder, StoredState
+from ...store import Loaded
+from .. import logs
+from .chain import Strategy
+
+
+class Kept:
+    """The objects that are captured and put back.
+
+    Parameters
+    ----------
+    strategy : Strategy
+    others : Mapping[str, object]
+        Roots beside it.
+    exclude : tuple of str
+        Attribute paths of the strategy that are not state.
+    private : bool
+        Never put generators back.
+
+    Attributes
+    ----------
+    configs : dict
+        The train and evaluate configs, as far as they have been seen.
+    """
+
+    def __init__(
+        self, strategy: Strategy, others: Mapping[str, Any], *, exclude: tuple[str, ...], private: bool
+    ) -> None:
+        self.strategy = weakref.ref(strategy)
+        self.configs: dict[str, Any] = {}
+        self._others = others
+        self._recorder = StateRecorder(exclude=exclude, private=private)
+
+    def _roots(self) -> dict[str, Any]:
+        return {"strategy": self.strategy(), **self.configs, **self._others}
+
+    def take_baseline(self) -> None:
+        """Note what stands at the first hook of this process."""
+        self._recorder.take_baseline(self._roots())
+
+    def capture(self) -> Snapshot:
+        """Take the state as it is now."""
+        return self._recorder.capture(self._roots())
+
+    def differences(self, loaded: Loaded) -> list[str]:
+        """The numbers and booleans among the strategy's plain attributes that are given differently now."""
+        return self._recorder.differences(self._roots(), _stored(loaded))
+
+    def put_back(self, loaded: Loaded) -> None:
+        """Put the state of a commit back, and log what was given another value by the user."""
+        for line in self._recorder.restore(self._roots(), _stored(loaded)):
+            logs.warning("%s", line)
+
+
+def _stored(loaded: Loaded) -> StoredState:
+    documents = loaded.documents
+    return StoredState(tree=documents["state"], baseline=documents["baseline"], read=loaded.state)
