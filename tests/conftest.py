@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +27,29 @@ def checkpoint_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+TABLES = {  # the name under which a test records (what, phase, round, outcome): the title of the table
+    "killed": "killed by SIGKILL and resumed, with new node ids and replies in another order",
+    "module": "server modules with real training, killed by SIGKILL and resumed: bits, or the privacy spent",
+}
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print one table of every strategy that was killed and resumed, and at which moments."""
-    outcomes: dict[str, dict[tuple[str, int], str]] = {}
-    for report in terminalreporter.stats.get("passed", []):
-        for name, value in getattr(report, "user_properties", []):
-            if name == "killed":
-                strategy, phase, server_round, outcome = value
-                outcomes.setdefault(strategy, {})[(phase, server_round)] = outcome
-    if not outcomes:
-        return
-    moments = sorted({moment for row in outcomes.values() for moment in row}, key=lambda m: (m[1], m[0]))
-    width = max(map(len, outcomes))
-    write = terminalreporter.write_line
-    terminalreporter.section("killed by SIGKILL and resumed, with new node ids and replies in another order")
+    """Print tables of everything that was killed and resumed, and at which moments."""
+    for name, title in TABLES.items():
+        rows: dict[str, dict[tuple[str, int], str]] = {}
+        for report in terminalreporter.stats.get("passed", []):
+            for recorded, value in getattr(report, "user_properties", []):
+                if recorded == name:
+                    what, phase, server_round, outcome = value
+                    rows.setdefault(what, {})[(phase, server_round)] = outcome
+        if rows:
+            terminalreporter.section(title)
+            _write_table(terminalreporter.write_line, rows)
+
+
+def _write_table(write: Callable[[str], None], rows: dict[str, dict[tuple[str, int], str]]) -> None:
+    moments = sorted({moment for row in rows.values() for moment in row}, key=lambda m: (m[1], m[0]))
+    width = max(map(len, rows))
     write(" " * width + "".join(f"  {phase} {server_round}".rjust(13) for phase, server_round in moments))
-    for strategy, row in sorted(outcomes.items()):
-        write(strategy.ljust(width) + "".join(row.get(moment, "-").rjust(13) for moment in moments))
+    for what, row in sorted(rows.items()):
+        write(what.ljust(width) + "".join(row.get(moment, "-").rjust(13) for moment in moments))
