@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from flower_lab import SERVER, FlowerLab
+from flower_lab import SERVER, FlowerLab, Outcome, Run, Value
 from flwr_ckpt import CheckpointStore
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NUM_CLIENTS = 3
 NUM_ROUNDS = 5
 KILLED_IN = 4
+
+Config = dict[str, Value]
 
 
 @pytest.fixture
@@ -22,22 +24,26 @@ def lab() -> Iterator[FlowerLab]:
         yield lab
 
 
-def killed_and_resumed(lab: FlowerLab, folder: Path, config: dict[str, str | int | float]) -> dict[int, int]:
-    """Kill an example's server while clients train; return how often each round was begun, over both runs."""
-    progress = lab.progress()
+def start(lab: FlowerLab, folder: Path, config: Config) -> Run:
     config = {
         **config,
         "num-clients": NUM_CLIENTS,
         "num-server-rounds": NUM_ROUNDS,
         "model-folder": str(lab.directory / "models"),
-        "progress-file": str(progress.path),
+        "progress-file": str(lab.progress().path),
     }
-    killed = lab.run(folder, config, num_supernodes=NUM_CLIENTS)
+    return lab.run(folder, config, num_supernodes=NUM_CLIENTS)
+
+
+def killed_and_resumed(lab: FlowerLab, folder: Path, config: Config) -> dict[int, int]:
+    """Kill an example's server while clients train; return how often each round was begun, over both runs."""
+    progress = lab.progress()
+    killed = start(lab, folder, config)
     killed.wait_until(lambda: KILLED_IN in progress.rounds())
     lab.kill(*SERVER)
     killed.abandon()
     begun_before = len(progress.read())
-    lab.run(folder, config, num_supernodes=NUM_CLIENTS).finish()
+    start(lab, folder, config).finish()
     before = {trained.server_round for trained in progress.read()[:begun_before]}
     after = progress.rounds(begun_before)
     return {server_round: (server_round in before) + (server_round in after) for server_round in before | set(after)}
@@ -48,7 +54,7 @@ def test_dp_scaffold_reports_what_was_really_spent(lab: FlowerLab) -> None:
     accountants = pytest.importorskip("opacus.accountants")
     safetensors = pytest.importorskip("safetensors.numpy")
     sample_rate, noise_multiplier, delta, epochs = 0.25, 1.5, 1e-3, 2
-    config: dict[str, str | int | float] = {
+    config: Config = {
         "sample-rate": sample_rate,
         "noise-multiplier": noise_multiplier,
         "delta": delta,
@@ -78,3 +84,33 @@ def test_dp_scaffold_reports_what_was_really_spent(lab: FlowerLab) -> None:
     assert len(aggregate) == 2 + 2  # weights, and a variate of each
     accuracy = store.history()["central/accuracy"]
     assert float(str(accuracy[NUM_ROUNDS])) > 0.8 > float(str(accuracy[0]))
+
+
+@pytest.mark.slow
+def test_a_late_model_survives_and_ends_in_the_same_bits(lab: FlowerLab) -> None:
+    pytest.importorskip("monai")
+    pytest.importorskip("nilearn")
+    safetensors = pytest.importorskip("safetensors.numpy")
+    folder = EXAMPLES / "brain-segmentation"
+    with FlowerLab() as quiet:
+        start(quiet, folder, {}).finish()
+        alone = Outcome.of(CheckpointStore(quiet.directory / "models" / "run"))
+        best_alone = safetensors.load_file(quiet.directory / "models" / "best.safetensors")
+
+    attempts = killed_and_resumed(lab, folder, {})
+    assert sorted(attempts) == [0, 1, 2, 3, 4, 5]
+    assert attempts[0] == 1  # the plan: clients are asked for it once, before round 1
+    assert attempts[KILLED_IN] == 2
+
+    store = CheckpointStore(lab.directory / "models" / "run")
+    assert Outcome.of(store) == alone
+    best = safetensors.load_file(lab.directory / "models" / "best.safetensors")
+    assert {name: array.tobytes() for name, array in best.items()} == {
+        name: array.tobytes() for name, array in best_alone.items()
+    }
+    losses = store.history()["evaluate/loss"]
+    assert min(losses, key=lambda server_round: float(str(losses[server_round]))) == NUM_ROUNDS
+    aggregate = store.load().arrays  # of the last round, which is the best
+    assert {name: array.tobytes() for name, array in best.items()} == {
+        name: array.tobytes() for name, array in aggregate.items()
+    }
