@@ -34,7 +34,8 @@ class Saver:
         self._end = weakref.finalize(self, _end, self._background, writer)
         self._pending: list[Outcome] = []
         self._held: Draft | None = None
-        self._last_round = 0
+        self._last_round = 0  # of what has been noted in this process
+        self._last_submitted = 0
 
     @property
     def holds_unsaved(self) -> bool:
@@ -131,7 +132,7 @@ class Saver:
 
     def settle(self) -> None:
         """Wait for all that was handed over; raise what is to be raised."""
-        self.wait(self._last_round + 1)
+        self.wait(self._last_submitted)
 
     def flush(self) -> None:
         """Wait until all that was handed over is durable.
@@ -183,6 +184,7 @@ class Saver:
 
     def _submit(self, draft: Draft) -> None:
         del self._pending[: len(draft.outcomes)]  # what a draft carries is what had been noted as it was made
+        self._last_submitted = draft.round
         self._background.submit(draft)
 
 
