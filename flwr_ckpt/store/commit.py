@@ -106,7 +106,13 @@ class RunWriter:
 
     @classmethod
     def open(
-        cls, location: Located, keep: KeepPolicy, *, strict_history: bool = True, files: Files | None = None
+        cls,
+        location: Located,
+        keep: KeepPolicy,
+        *,
+        strict_history: bool = True,
+        files: Files | None = None,
+        warned: set[str] | None = None,
     ) -> RunWriter:
         """Take a generation, and make durable what is newest.
 
@@ -114,6 +120,8 @@ class RunWriter:
         ----------
         strict_history : bool
             Whether a damaged part of the history is an error; else its metrics are left out, for good.
+        warned : set of str, optional
+            What a reader has warned of already (`RunReader.warned`).
 
         Raises
         ------
@@ -127,9 +135,10 @@ class RunWriter:
             If the place cannot be written.
         """
         files = files if files is not None else LocalFiles(location.path)
-        RunReader(location, files).newest()
+        warned = set() if warned is None else warned
+        RunReader(location, files, warned=warned).newest()
         fence = take_generation(files)
-        reader = RunReader(location, files, recheck=lambda: look(files, fence))
+        reader = RunReader(location, files, recheck=lambda: look(files, fence), warned=warned)
         resumed = reader.resume(strict_history=strict_history)
         if resumed is None:
             return cls(location, files, fence, keep, passed=reader.passed)

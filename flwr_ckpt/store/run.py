@@ -71,6 +71,8 @@ class RunReader:
         Where the run lies, if not in a local folder.
     recheck : callable, optional
         Called when something seems damaged: a writer makes sure here that no newer server is deleting it.
+    warned : set of str, optional
+        What has been warned of already; shared by the readers of one opening.
 
     Attributes
     ----------
@@ -79,13 +81,18 @@ class RunReader:
     """
 
     def __init__(
-        self, location: Located, files: Files | None = None, *, recheck: Callable[[], None] = lambda: None
+        self,
+        location: Located,
+        files: Files | None = None,
+        *,
+        recheck: Callable[[], None] = lambda: None,
+        warned: set[str] | None = None,
     ) -> None:
         self.location = location
         self._files = files if files is not None else LocalFiles(location.path)
         self._recheck = recheck
         self.passed: tuple[Extent, ...] = ()
-        self._warned: set[str] = set()
+        self.warned = warned if warned is not None else set()
         self._known: tuple[list[str], Commit] | None = None  # the fences, and the newest commit under them
 
     def newest(self) -> Commit | None:
@@ -334,8 +341,8 @@ class RunReader:
         )
 
     def _warn(self, about: str, message: str) -> None:
-        if about not in self._warned:
-            self._warned.add(about)
+        if about not in self.warned:
+            self.warned.add(about)
             logger.warning("%s", message)
 
 

@@ -356,11 +356,13 @@ def test_another_number_is_another_run_once_it_is_finished(run: Path) -> None:
     refuse(run, CheckpointingStrategy(FedAdam(eta=0.2), run), r"eta.*0\.1.*0\.2")
 
 
-def test_another_number_stands_while_the_run_is_not_finished(run: Path) -> None:
+def test_another_number_stands_while_the_run_is_not_finished(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     stopped(CheckpointingStrategy(FedAdam(eta=0.1), run), ("train", 3))
     strategy = CheckpointingStrategy(FedAdam(eta=0.2), run)
-    start(strategy, FakeGrid(average_client, 1))
+    with caplog.at_level(logging.WARNING, "flwr"):
+        start(strategy, FakeGrid(average_client, 1))
     assert strategy.eta == 0.2
+    assert "strategy.eta: 0.1 there, 0.2 here; what is given now stands" in caplog.text
 
 
 def test_node_ids_that_are_gone_are_an_error(run: Path) -> None:

@@ -15,7 +15,15 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp.strategy import FedAvg, Result
 
-from flwr_ckpt import CheckpointError, CheckpointingStrategy, CheckpointStore, FormatVersionError, KeepAll, KeepLatest
+from flwr_ckpt import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointingStrategy,
+    CheckpointStore,
+    FormatVersionError,
+    KeepAll,
+    KeepLatest,
+)
 from tests.lab.message import FakeGrid, average_client, start, told
 from tests.lab.unusual import OwnStart
 
@@ -63,8 +71,51 @@ def test_a_round_that_cannot_be_saved_is_logged_and_the_next_carries_it(
 def test_on_error_raise_raises_with_the_cause(run: Path) -> None:
     strategy = CheckpointingStrategy(FedAvg(), run, on_error="raise")
     with pytest.raises(CheckpointError, match="a commit failed") as caught:
-        start(strategy, Obstructed(run, strategy))
+        start(strategy, Blocked(run, 2))
     assert isinstance(caught.value.__cause__, OSError)
+
+
+class Blocked(FakeGrid):
+    """Puts a file where the folder of a round has to be, and leaves it there."""
+
+    def __init__(self, run: Path, server_round: int) -> None:
+        super().__init__(average_client, 1)
+        self.folder = run / f"round-{server_round:08d}"
+        self.server_round = server_round
+
+    def send_and_receive(self, messages: Any, *, timeout: float | None = None) -> Any:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        if self.sent[-1] == ("train", self.server_round):
+            self.folder.write_text("in the way")
+        return replies
+
+
+def test_an_end_that_is_not_on_disk_is_said_and_flush_and_close_raise(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strategy = CheckpointingStrategy(FedAvg(), run)
+    with caplog.at_level(logging.INFO, "flwr"):
+        result = start(strategy, Blocked(run, 4))
+    assert list(result.train_metrics_clientapp) == [1, 2, 3, 4], "the run itself is not lost for it"
+    assert "the final model is not on disk" in caplog.text
+    assert "The run is finished" not in caplog.text
+    for wait in (strategy.flush, strategy.close):
+        with pytest.raises(CheckpointError, match="a commit failed"):
+            wait()
+    assert CheckpointStore(run).latest().round == 3  # type: ignore[union-attr]
+
+
+def test_a_run_of_which_nothing_is_sound_is_not_started_over(run: Path) -> None:
+    start(CheckpointingStrategy(FedAvg(), run), FakeGrid(average_client, 1), num_rounds=2)
+    for path in run.rglob("*.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    for resume in ("auto", "must"):
+        grid = FakeGrid(average_client, 2)
+        with pytest.raises(CheckpointCorruptError, match="up to round 2, and none of them is sound"):
+            start(CheckpointingStrategy(FedAvg(), run, resume=resume), grid)
+        assert grid.sent == []
 
 
 def test_flush_says_what_went_wrong(run: Path) -> None:

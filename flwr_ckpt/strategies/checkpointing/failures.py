@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from ...store import CheckpointError, Draft
@@ -25,9 +26,13 @@ class Failures:
         self._path = path
         self._raises = raises
         self._first: BaseException | None = None
+        self._unsaved: BaseException | None = None
+        self._lock = threading.Lock()
 
     def met(self, draft: Draft, failure: BaseException) -> None:
         """Take note of a failed commit."""
+        with self._lock:
+            self._unsaved = failure
         if self._raises:
             self._first = self._first or failure
             return
@@ -39,6 +44,27 @@ class Failures:
             type(failure).__name__,
             failure,
         )
+
+    def made_good(self) -> None:
+        """Take note that a commit is durable: it carries what those before it had failed to write."""
+        with self._lock:
+            self._unsaved = None
+
+    @property
+    def unsaved(self) -> bool:
+        """Whether the newest commit has failed."""
+        return self._unsaved is not None
+
+    def raise_unsaved(self) -> None:
+        """Raise if the newest commit has failed, so that what was handed over last is not on disk.
+
+        Raises
+        ------
+        CheckpointError
+            With the failure as its cause.
+        """
+        if self._unsaved is not None:
+            raise self.describe(self._unsaved) from self._unsaved
 
     def raise_once(self) -> None:
         """Raise the first failure, if there is one that has not been raised.

@@ -56,7 +56,12 @@ class Kept:
 
     def put_back(self, loaded: Loaded) -> None:
         """Put the state of a commit back, and log what was given another value by the user."""
-        for line in self._recorder.restore(self._roots(), _stored(loaded)):
+        warnings = self._recorder.restore(self._roots(), _stored(loaded))
+        told = {line.partition(":")[0] for line in warnings}
+        for line in self.differences(loaded):
+            if line.partition(":")[0] not in told:
+                warnings.append(f"{line}; what is given now stands")
+        for line in warnings:
             logs.warning("%s", line)
 
 

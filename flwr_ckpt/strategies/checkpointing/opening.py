@@ -5,7 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from ...store import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError, Commit, RunReader
+from ...store import (
+    CheckpointCorruptError,
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    Commit,
+    RunReader,
+)
 from .. import logs
 from .identity import Identity, check_configuration, check_model
 from .settings import Resume
@@ -54,6 +61,23 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
             f"{where}: {done} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
             "numbers are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` "
             "first"
+        )
+
+
+def refuse_damaged(reader: RunReader) -> None:
+    """Refuse a run of which there is something, and nothing sound: starting over is for its owner to decide.
+
+    Raises
+    ------
+    CheckpointCorruptError
+        If every commit is damaged.
+    """
+    if reader.resume(strict_history=False) is None and reader.passed:
+        rounds = sorted({extent.last for extent in reader.passed})
+        raise CheckpointCorruptError(
+            f"{reader.location.path}: there are checkpoints up to round {rounds[-1]}, and none of them is sound (the "
+            "lines above say why). Nothing has been deleted: restore the folder from a backup, or use another run name "
+            "to start over"
         )
 
 

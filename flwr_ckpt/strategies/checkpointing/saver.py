@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from ...state import Snapshot
-from ...store import BackgroundWriter, Blob, CheckpointError, Commit, Draft, Json, Outcome, Phase, RunWriter
+from ...store import BackgroundWriter, Blob, Commit, Draft, Json, Outcome, Phase, RunWriter
 from .. import logs
 from .failures import Failures
 
@@ -144,12 +145,8 @@ class Saver:
         CheckpointError
             If a commit failed, whatever ``on_error`` says.
         """
-        try:
-            self._background.flush()
-        except CheckpointError:
-            raise
-        except Exception as error:
-            raise self._failures.describe(error) from error
+        self.settle()
+        self._failures.raise_unsaved()
 
     def raise_failure(self) -> None:
         """Raise that another server has taken over, or the first failure that is to be raised."""
@@ -183,9 +180,18 @@ class Saver:
             self._submit(held)
 
     def _submit(self, draft: Draft) -> None:
+        draft = replace(draft, durable=_both(self._failures, draft.durable))
         del self._pending[: len(draft.outcomes)]  # what a draft carries is what had been noted as it was made
         self._last_submitted = draft.round
         self._background.submit(draft)
+
+
+def _both(failures: Failures, durable: Callable[[Commit], None]) -> Callable[[Commit], None]:
+    def made_good(commit: Commit) -> None:
+        failures.made_good()
+        durable(commit)
+
+    return made_good
 
 
 def _end(background: BackgroundWriter, writer: RunWriter) -> None:

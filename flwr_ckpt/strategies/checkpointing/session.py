@@ -37,7 +37,7 @@ from .identity import Identity, check_configuration
 from .kept import Kept
 from .models import Models
 from .nodes import Nodes
-from .opening import check_space, judge, tell_of_changes
+from .opening import check_space, judge, refuse_damaged, tell_of_changes
 from .privacy import is_private
 from .record import Record
 from .saver import Saver
@@ -187,6 +187,8 @@ class Session:
                 self.settings.seed,
             )
         newest = self.reader.newest()
+        if newest is None:
+            refuse_damaged(self.reader)
         self._judge(newest)
         if newest is not None and newest.phase == "end" and newest.round >= (self.num_rounds or 0):
             self._adopt(self.reader.resume(strict_history=self._strict))
@@ -196,7 +198,10 @@ class Session:
     def _be_the_only_one(self) -> None:
         key = str(self.location.path)
         if key in _live:
-            raise CheckpointError(f"{key}: another strategy of this process is writing this run; use another run name")
+            raise CheckpointError(
+                f"{key}: another strategy of this process has this run open. If it has ended, call its close() first "
+                "(the legacy API cannot know); if it is another run, use another run name"
+            )
         _live[key] = self
 
     @property
@@ -209,9 +214,11 @@ class Session:
 
     def _take_over(self) -> None:
         """Take a generation; look again at whose run it is, now that no older server can change it."""
-        writer = RunWriter.open(self.location, self.keep, strict_history=self._strict)
+        writer = RunWriter.open(self.location, self.keep, strict_history=self._strict, warned=self.reader.warned)
         resumed = writer.resumed
         try:
+            if resumed is None:
+                refuse_damaged(self.reader)
             self._judge(resumed.commit if resumed else None)
             if self.loaded is not None and (resumed is None or resumed.commit.path != self.loaded.commit.path):
                 raise CheckpointError(
@@ -405,8 +412,9 @@ class Session:
 
     def flush(self) -> None:
         """Wait until all that was handed over is durable, and raise what went wrong (see `Saver.flush`)."""
-        if self._saver is not None:
+        if self._saver is not None and not self.closed:
             self._saver.flush()
+        self._failures.raise_unsaved()
 
     def finish(self) -> None:
         """The server has returned: write what was held back, and that the run is finished."""
@@ -425,6 +433,13 @@ class Session:
         self._saver.settle()
         choices, write = self.models.waiting()
         self._saver.end(self._capture, choices, write)
+        if self._failures.unsaved:
+            logs.error(
+                "%s: the end of the run could not be saved: the final model is not on disk. Make room, or mend what "
+                "the errors above name, and start again",
+                self.location.path,
+            )
+            return
         logs.info(
             "The run is finished and kept in %s; look at it with flwr_ckpt.CheckpointStore(%r)",
             self.location.path,

@@ -163,8 +163,16 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
         run_of(self).session.flush()
 
     def close(self) -> None:
-        """Flush, and end the writer. The message API does so as ``start()`` returns, the legacy API at exit."""
-        run_of(self).close()
+        """Flush, and end the writer. The message API does so as ``start()`` returns, the legacy API at exit.
+
+        Raises
+        ------
+        FencedError, CheckpointError
+            As `flush`.
+        """
+        run = run_of(self)
+        run.close()
+        run.session.flush()
 
     @_Attribute
     def store(self) -> CheckpointStore:
