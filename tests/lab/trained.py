@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from flwr.common import (
     ndarrays_to_parameters,
     parameters_to_ndarrays,
 )
+from flwr.server import Server
 from torch import Tensor, nn
 
 from . import legacy as legacy_lab
@@ -391,6 +393,14 @@ def named_message_client(clients: Clients) -> message_lab.Client:
         return answer
 
     return client
+
+
+class OneByOne(Server):
+    """Flower's legacy server, without threads for clients: these are all in one process, and share torch."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.set_max_workers(1)
 
 
 def legacy_client(clients: Clients) -> type[legacy_lab.FakeClient]:

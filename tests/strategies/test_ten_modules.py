@@ -398,7 +398,8 @@ def serve(case: Case, folder: Path, salt: int) -> dict[str, Any]:
         extra_state={"accountant": spent.accountant} if spent else None,
     )
     if case.is_legacy:
-        history = legacy.serve(strategy, legacy.clients(salt, make=trained.legacy_client(clients)), ROUNDS)
+        manager = legacy.clients(salt, make=trained.legacy_client(clients))
+        history = legacy.serve(strategy, manager, ROUNDS, server=trained.OneByOne)
         strategy.close()
         return legacy.told(history, strategy.store.load().parameters())
     client = trained.named_message_client(clients) if case.keeps_names else trained.message_client(clients)
