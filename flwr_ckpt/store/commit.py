@@ -24,7 +24,7 @@ from .retention import KeepPolicy, Retention
 from .run import Loaded, Located, RunReader
 from .values import Json
 
-_MAYBE = "Its manifest was made before that was noticed, so it may have taken effect: see `flwr-ckpt ls`"
+_MAYBE = "Its manifest was made before that was noticed, so it may have taken effect: see CheckpointStore.rounds()"
 _NOT = "It has not taken effect"
 
 

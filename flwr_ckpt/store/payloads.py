@@ -35,7 +35,7 @@ def read_payload(files: Files, entry: Entry) -> bytes:
         problems.append(problem)
     if problems:
         raise CheckpointCorruptError(
-            f"{'; '.join(problems)}. An older round may be sound: `flwr-ckpt verify` tells which"
+            f"{'; '.join(problems)}. An older round may be sound: CheckpointStore.verify() tells which"
         )
     return b""
 

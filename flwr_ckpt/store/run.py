@@ -337,7 +337,7 @@ class RunReader:
     def _gone(self, server_round: int, key: str) -> CheckpointNotFoundError:
         return CheckpointNotFoundError(
             f"{self._files.describe(key)}: round {server_round} is no longer there: retention (keep=...) or somebody "
-            "has removed it. Keep more rounds to have it, or take one of `flwr-ckpt ls`"
+            "has removed it. Keep more rounds to have it, or take one of CheckpointStore.rounds()"
         )
 
     def _warn(self, about: str, message: str) -> None:

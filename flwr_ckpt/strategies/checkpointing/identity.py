@@ -109,7 +109,7 @@ def check_model(stored: Identity, given: Identity, where: str) -> None:
     if differences:
         raise CheckpointMismatchError(
             f"{where} holds another run's checkpoints:\n{_listed(differences)}\n"
-            "Use another run name, or remove it with `flwr-ckpt rm`, to start over."
+            "Use another run name, or remove that folder to start over."
         )
 
 
@@ -134,7 +134,7 @@ def check_configuration(stored: Identity, given: Identity, where: str, more: Ite
     if differences:
         raise CheckpointMismatchError(
             f"{where} was made by a run that differs from this one:\n{_listed(differences)}\n"
-            "If it is another run: use another run name, or remove this one with `flwr-ckpt rm`. "
+            "If it is another run: use another run name, or remove that folder to start over. "
             'If the run shall go on with the differences: resume="must".'
         )
 

@@ -59,8 +59,8 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
     if identity.num_rounds is not None and done > identity.num_rounds:
         raise CheckpointMismatchError(
             f"{where}: {done} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
-            "numbers are absolute, so give num_rounds of at least what is done, or go back with `flwr-ckpt rewind` "
-            "first"
+            "numbers are absolute, so give num_rounds of at least what is done, or go back first, with "
+            f"CheckpointStore({where!r}).rewind({identity.num_rounds})"
         )
 
 

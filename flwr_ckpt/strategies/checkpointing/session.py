@@ -449,7 +449,7 @@ class Session:
     def _tell_finished(self) -> None:
         logs.info(
             "The run in %s is finished after %d rounds: nothing was trained; a larger num_rounds extends it, another "
-            "name or `flwr-ckpt rm` starts over",
+            "run name (or removing that folder) starts over",
             self.location.path,
             self.record.last_round,
         )

@@ -107,14 +107,15 @@ def parse_run_config(run_config: Mapping[str, Any]) -> RunConfig:
             name, parse = _PARSERS[key]
             try:
                 arguments[name] = parse(value)
-            except (TypeError, ValueError) as error:
+            except (AttributeError, TypeError, ValueError) as error:
                 raise ValueError(f"run config: {PREFIX}{key}={value!r}: {error}") from error
-    return RunConfig(_text(given.get("run")), _text(given.get("home")), arguments)
+    return RunConfig(_text(given, "run"), _text(given, "home"), arguments)
 
 
-def _text(value: Any) -> str | None:
+def _text(given: Mapping[str, Any], key: str) -> str | None:
+    value = given.get(key)
     if value is not None and not isinstance(value, str):
-        raise ValueError(f"run config: expected a string, found {value!r}")
+        raise ValueError(f"run config: {PREFIX}{key}={value!r}: expected a string")
     return value
 
 
