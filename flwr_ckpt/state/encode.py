@@ -46,6 +46,8 @@ class Encoded:
         What can be put back only into the one that is there, by path.
     excluded : set of str
         The paths that were left out because the user said so.
+    unseen : dict
+        The live object behind each path of `opaque`: what goes on inside it is not seen.
     """
 
     tree: Json
@@ -53,6 +55,7 @@ class Encoded:
     opaque: dict[str, Opaque]
     needed: dict[str, Opaque]
     excluded: set[str]
+    unseen: dict[str, object]
 
 
 class Encoder:
@@ -96,7 +99,9 @@ class Encoder:
             self._stack.append((value, nodes, name, None, "attribute", name))
             self._drain()
         tree = {"roots": nodes, "deep": self._deep}
-        return Encoded(tree, self._objects, self.singles.opaque, self.singles.needed, self._left_out)
+        return Encoded(
+            tree, self._objects, self.singles.opaque, self.singles.needed, self._left_out, self.singles.unseen
+        )
 
     def _drain(self) -> None:
         stack = self._stack

@@ -24,7 +24,7 @@ from .sharing import Sharing
 from .show import short
 from .singles import Opaque
 from .three import Three
-from .tree import MISSING, SEQUENCE_KINDS, Tree, kind_of, places
+from .tree import MISSING, OBJECT_KINDS, SEQUENCE_KINDS, Tree, kind_of, places
 
 Roots = Mapping[str, Any]
 
@@ -47,6 +47,9 @@ class Snapshot:
         Attributes that became something that cannot be stored: path, what, and what to do.
     inventory : tuple of str
         Lines for the log: path, what, size; and what is not kept.
+    warnings : tuple of str
+        What a resumed run would miss, each said once: what is not kept and has been replaced by another one, and
+        objects that were built after the start.
     """
 
     tree: Json
@@ -55,6 +58,7 @@ class Snapshot:
     release: Callable[[], None]
     problems: tuple[str, ...]
     inventory: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class StateRecorder:
         self._anchored: dict[str, object] = {}  # held, so that no other object gets the same id()
         self._baseline: Encoded | None = None
         self._inventory: tuple[str, ...] | None = None
+        self._warned: set[str] = set()
 
     def take_baseline(self, roots: Roots) -> None:
         """Note what stands at the first hook of this process, before anything is put back.
@@ -126,7 +131,8 @@ class StateRecorder:
             idle = self._excluded - baseline.excluded - found.excluded
             self._inventory = tuple(inventory(Tree(found.tree), blobs, found.opaque, sorted(idle)))
         problems = tuple(self._problems(found, baseline))
-        return Snapshot(found.tree, baseline.tree, blobs, release, problems, self._inventory)
+        warnings = tuple(self._warnings(found, baseline))
+        return Snapshot(found.tree, baseline.tree, blobs, release, problems, self._inventory, warnings)
 
     def restore(self, roots: Roots, stored: StoredState) -> list[str]:
         """Put stored state back into the live objects.
@@ -187,6 +193,30 @@ class StateRecorder:
     def _walk(self, roots: Roots, sharing: Sharing, collector: BlobCollector | None = None) -> Encoded:
         arrays = ArrayEncoder(collector, sharing, self._digests)
         return Encoder(self._own, self._anchors, self._excluded, arrays).encode(_flat(roots))
+
+    def _warnings(self, found: Encoded, baseline: Encoded) -> Iterator[str]:
+        """What cannot be put back into a process that begins as this one did; each path once."""
+        for path, value in found.unseen.items():
+            before = baseline.unseen.get(path)
+            known = baseline.opaque.get(path)
+            if before is None or before is value or callable(value) or path in self._warned or known is None:
+                continue
+            if (known.kind, known.name) == (found.opaque[path].kind, found.opaque[path].name):
+                self._warned.add(path)
+                yield (
+                    f"{path} is another {known} than at the start, and is not kept: a resumed run begins with the one "
+                    f"it is given then. Ways on: {_ways(path)}"
+                )
+        late = set(found.objects) - set(baseline.objects) - self._warned
+        if late:
+            self._warned |= late
+            nodes = Tree(found.tree).by_id
+            yield from (
+                f"{path} is a {nodes[path]['type']} that was built after the start: a resumed run can put its state "
+                "back only if it is there by then; build it in __init__"
+                for path in sorted(late)
+                if nodes[path]["$"] in OBJECT_KINDS and not nodes[path].get("value")
+            )
 
     def _problems(self, found: Encoded, baseline: Encoded) -> Iterator[str]:
         torn = dict(_torn(found, baseline))

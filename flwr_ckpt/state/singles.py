@@ -57,6 +57,7 @@ class SingleEncoder:
         self._arrays = arrays
         self.opaque: dict[str, Opaque] = {}
         self.needed: dict[str, Opaque] = {}
+        self.unseen: dict[str, object] = {}
 
     def plain(self, value: object, path: Path) -> Node | None:
         """A plain value or a handle, neither of which anybody else could hold and change; ``None`` if it is none."""
@@ -97,6 +98,7 @@ class SingleEncoder:
             raise unstorable_state_dict(value, path)
         found = _opaque(value, name_of(value), path)
         self.opaque[str(path)] = found
+        self.unseen[str(path)] = value
         return {"$": "opaque", "type": found.kind, "name": found.name}
 
     def needs_itself(self, value: object, name: str, path: Path) -> None:

@@ -233,6 +233,28 @@ def test_state_for_an_object_that_is_not_there_is_an_error_before_a_client_is_as
     assert grid.sent == []
 
 
+class Rebinds(BuildsLate):
+    """Replaces what cannot be stored by another one, and keeps objects of its own for what it meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ragged = np.array([np.zeros(2), np.zeros(3)], dtype=object)
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        self.ragged = self.ragged + 1.0
+        return super().aggregate_train(server_round, replies)
+
+
+def test_what_a_resumed_run_would_miss_is_a_warning_once(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "flwr"):
+        start(CheckpointingStrategy(Rebinds(), run), FakeGrid(average_client, 1))
+    assert (
+        sum(line.startswith("strategy.ragged is another numpy:ndarray than at the start") for line in caplog.messages)
+        == 1
+    )
+    assert sum("strategy.helper is a" in line and "__init__" in line for line in caplog.messages) == 1
+
+
 def test_the_first_commit_says_what_is_kept_and_what_is_not(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     strategy = FedAvg()
     strategy.mask = np.zeros(1000)  # type: ignore[attr-defined]

@@ -401,6 +401,8 @@ class Session:
 
     def _capture(self) -> tuple[Snapshot, dict[str, Json]]:
         snapshot = self.kept.capture()
+        for line in snapshot.warnings:
+            logs.warning("%s", line)
         return snapshot, self._documents(snapshot)
 
     def _documents(self, snapshot: Snapshot) -> dict[str, Json]:
