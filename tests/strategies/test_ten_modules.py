@@ -477,8 +477,19 @@ def kill_and_resume(case: Case, folder: Path, kill_at: tuple[str, int]) -> Any:
     return resumed
 
 
+# Their modules and rules are tested with the other API, or strategy, as well.
+SLOW = (
+    "Base, message/FedAvg",
+    "Base, legacy/FedAvg",
+    "AdaptiveConstraint, legacy/FedAvgWithAdaptiveConstraint",
+    "LayerNames, legacy/FedAvgDynamicLayer",
+    "SparseCoo, legacy/FedAvgSparseCooTensor",
+)
+NOISELESS = [pytest.param(c, id=c.name, marks=[pytest.mark.slow] if c.name in SLOW else []) for c in cases()]
+
+
 @pytest.mark.parametrize("kill_at", MOMENTS, ids=lambda moment: f"{moment[0]}-{moment[1]}")
-@pytest.mark.parametrize("case", cases(), ids=str)
+@pytest.mark.parametrize("case", NOISELESS)
 def test_a_module_without_noise_ends_in_the_same_bits(
     case: Case, kill_at: tuple[str, int], tmp_path: Path, record_property: Any
 ) -> None:
