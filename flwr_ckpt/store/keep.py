@@ -47,6 +47,10 @@ class Keep(ABC):
             The numbers of the rounds that stay.
         """
 
+    def metrics(self) -> set[str]:
+        """The metrics that the policy looks at, as in ``CheckpointStore.history()``."""
+        return set()
+
     def __or__(self, other: Keep) -> Keep:
         """Keep what either policy keeps."""
         if not isinstance(other, Keep):
@@ -69,6 +73,10 @@ class KeepEither(Keep):
     def select(self, rounds: Sequence[Scored]) -> set[int]:
         """Choose the rounds that any policy chooses."""
         return set[int]().union(*(policy.select(rounds) for policy in self.policies))
+
+    def metrics(self) -> set[str]:
+        """The metrics that any policy looks at."""
+        return set[str]().union(*(policy.metrics() for policy in self.policies))
 
     def __str__(self) -> str:
         return "|".join(map(str, self.policies))
@@ -133,6 +141,10 @@ class KeepBest(Keep):
     def select(self, rounds: Sequence[Scored]) -> set[int]:
         """Choose the `n` rounds that rank best."""
         return {record.round for record in ranked(rounds, self.metric, self.mode)[: self.n]}
+
+    def metrics(self) -> set[str]:
+        """The one metric."""
+        return {self.metric}
 
     def __str__(self) -> str:
         return f"best:{self.n}:{_escape(self.metric)}:{self.mode}"

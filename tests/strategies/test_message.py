@@ -254,6 +254,16 @@ def test_retention_keeps_the_best_and_the_newest(run: Path) -> None:
     assert {record.round for record in store.rounds()} == {6, -best[1]}
 
 
+def test_a_misspelt_metric_of_the_retention_is_a_warning(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep = KeepLatest(1) | KeepBest(1, "evaluate/los", mode="min")
+    with caplog.at_level(logging.WARNING, "flwr"):
+        start(CheckpointingStrategy(FedAvg(), run, keep=keep), FakeGrid(average_client, 1))
+        right = KeepBest(1, "evaluate/loss", mode="min")
+        start(CheckpointingStrategy(FedAvg(), run.with_name("right"), keep=right), FakeGrid(average_client, 1))
+    assert sum("looks at evaluate/los, which no round has" in line for line in caplog.messages) == 1
+    assert sum("looks at" in line for line in caplog.messages) == 1
+
+
 def test_attempts_count_what_was_sent(run: Path) -> None:
     options: dict[str, Any] = {"durable": "before-release"}
     stopped(CheckpointingStrategy(FedAvg(), run, **options), ("train", 2))

@@ -62,6 +62,10 @@ class Record:
         """The phases of a round that are on record."""
         return [phase for phase in self.order if (server_round, phase) in self.outcomes]
 
+    def metric_names(self) -> set[str]:
+        """The metrics on record, named as in ``CheckpointStore.history()``."""
+        return set[str]().union(*map(metric_names, self.outcomes.values()))
+
     def attempts(self) -> dict[int, int]:
         """How often the training of each round on record was sent."""
         trained = (outcome for outcome in self.outcomes.values() if outcome.phase == "train")
@@ -71,6 +75,12 @@ class Record:
         """The last round whose training returned arrays; 0 if none did."""
         trained = (r for (r, phase), outcome in self.outcomes.items() if phase == "train" and outcome.answered)
         return max(trained, default=0)
+
+
+def metric_names(outcome: Outcome) -> set[str]:
+    """The metrics of an outcome, named as in ``CheckpointStore.history()``."""
+    names = set(outcome.metrics or {}) | ({"loss"} if outcome.loss is not None else set())
+    return {f"{outcome.phase}/{name}" for name in names}
 
 
 def metrics_of(value: Any, where: str) -> tuple[Mapping[str, Any] | None, dict[str, Any]]:

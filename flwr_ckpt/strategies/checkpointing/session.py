@@ -39,7 +39,7 @@ from .models import Models
 from .nodes import Nodes
 from .opening import check_space, judge, refuse_damaged, tell_of_changes
 from .privacy import is_private
-from .record import Record
+from .record import Record, metric_names
 from .saver import Saver
 from .settings import Settings
 
@@ -127,6 +127,7 @@ class Session:
         self._has_initial = False
         self._told = False
         self._rounds_trained = 0
+        self._metric_names: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -239,6 +240,7 @@ class Session:
             return
         self.loaded = loaded
         self.record = Record.of(self.record.order, loaded.outcomes)
+        self._metric_names = self.record.metric_names()
         self.attempts = self.record.attempts()
         self.attempts.update({int(key): count for key, count in loaded.documents.get("attempts", {}).items()})
         if self._strict:
@@ -370,6 +372,9 @@ class Session:
         blobs = None if arrays is None else self._api.blobs(arrays)
         if arrays is not None:
             self.models.take(arrays)
+        self._metric_names |= metric_names(outcome)
+        if outcome.phase == "train" and self._rounds_trained == 2:
+            self._check_retention()
         self._saver.note(outcome)
         choices, write = self.models.waiting()
         snapshot, documents = self._capture()
@@ -386,6 +391,16 @@ class Session:
         """Note a phase that did not take place; the next commit carries it."""
         assert self._saver is not None
         self._saver.note(outcome)
+
+    def _check_retention(self) -> None:
+        """Once a round has been evaluated: a misspelt metric would keep nothing, and say nothing."""
+        if unknown := sorted(self.keep.metrics() - self._metric_names):
+            logs.warning(
+                "keep=%s looks at %s, which no round has; there are %s",
+                self.keep,
+                ", ".join(unknown),
+                ", ".join(sorted(self._metric_names)) or "no metrics",
+            )
 
     def _let_go_of_arrays(self) -> None:
         """From here on this process has newer arrays; the resumed ones would be a second model in memory."""
