@@ -27,6 +27,7 @@ test: $(INSTALLED) ## All tests but the slow ones
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## The slow tests: real Flower runs, killed and resumed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,examples]"
 	$(BIN)/python -m pytest -q -m slow
 
 .PHONY: lint
