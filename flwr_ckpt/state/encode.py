@@ -279,7 +279,7 @@ class Encoder:
 def _state_dict(value: Any, path: Path) -> Any:
     try:
         return value.state_dict()
-    except Exception as error:
+    except Exception as error:  # the user's code may raise anything; the path is what finds it
         raise CheckpointError(f"{path}: its state_dict() raised {type(error).__name__}: {error}") from error
 
 

@@ -329,7 +329,7 @@ class Restorer:
             state = self._decode_into(node, MISSING, path.state_dict())
         try:
             live.load_state_dict(state)
-        except Exception as error:
+        except Exception as error:  # the user's code may raise anything; the path is what finds it
             raise CheckpointError(
                 f"{path}: its load_state_dict() raised {type(error).__name__}: {error}. It was made differently when "
                 "the state was stored; make it the same way, or start another run"

@@ -258,7 +258,7 @@ class BackgroundWriter:
         if error is not None and not isinstance(error, FencedError):
             try:
                 self._on_error(job.draft, error)
-            except Exception:
+            except Exception:  # the writer goes on, whatever its caller's handler does
                 logger.exception("Handling a failed commit of round %d failed itself.", job.draft.round)
         with self._lock:
             if isinstance(error, FencedError):
@@ -278,7 +278,7 @@ class BackgroundWriter:
                 with self._lock:
                     self._fenced = self._fenced or error
                     self._changed.notify_all()
-            except Exception as error:
+            except Exception as error:  # nothing is lost by a round too many; a thread that ended would keep them all
                 logger.warning("Old rounds could not be removed (%s); it is tried again after the next commit.", error)
 
     def _take_retention(self) -> bool:
@@ -294,5 +294,5 @@ class BackgroundWriter:
 def _release(draft: Draft) -> None:
     try:
         draft.release()
-    except Exception:
+    except Exception:  # the commit itself is not undone by it, and the queue has to go on
         logger.exception("Releasing the buffers of round %d failed.", draft.round)
