@@ -20,9 +20,12 @@ from .errors import (
     FormatVersionError,
 )
 from .keep import Keep, KeepAll, KeepBest, KeepEither, KeepEvery, KeepLatest, Mode, parse_keep
-from .location import Location, locate, prepare
+from .location import Location, locate, prepare, runs_under
+from .prunable import Prunable
 from .records import Commit, Entry
 from .run import Loaded, RunReader
+from .servers import Server
+from .status import RunStatus
 from .values import Json, dumps, from_json, to_json
 from .verify import Verified
 
@@ -53,9 +56,12 @@ __all__ = [
     "Mode",
     "Outcome",
     "Phase",
+    "Prunable",
     "RoundRecord",
     "RunReader",
+    "RunStatus",
     "RunWriter",
+    "Server",
     "Verified",
     "array_type",
     "dumps",
@@ -63,5 +69,6 @@ __all__ = [
     "locate",
     "parse_keep",
     "prepare",
+    "runs_under",
     "to_json",
 ]

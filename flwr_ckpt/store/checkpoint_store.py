@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -12,15 +13,21 @@ from .checkpoint import Checkpoint, metrics_of
 from .draft import Outcome, Phase
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
 from .filesystem import LocalFiles
+from .fork import fork
 from .history import flat_metrics, read_outcomes
 from .keep import Keep, Mode, ranked, require_mode
-from .location import Location, locate
+from .location import Location, locate, prepare
 from .names import CommitName
 from .payloads import unsound_by_size
+from .prunable import Prunable, prunable
 from .records import Commit
+from .removal import remove
 from .rewind import prune, rewind
 from .run import RunReader
+from .status import RunStatus, status_of
 from .verify import Verified, verify
+
+logger = logging.getLogger("flwr")
 
 _SHOWN = 20  # rounds that an error message lists
 
@@ -93,6 +100,10 @@ class CheckpointStore:
 
     def __repr__(self) -> str:
         return f"CheckpointStore({str(self.location.path)!r})"
+
+    def status(self) -> RunStatus:
+        """Look how far the run has come, and whether a server is still at it."""
+        return status_of(self._files, self._reader)
 
     def rounds(self) -> list[RoundRecord]:
         """List the rounds that can be loaded, oldest first."""
@@ -176,8 +187,13 @@ class CheckpointStore:
                 found.setdefault(key, {})[outcome.round] = value
         return found
 
-    def verify(self) -> list[Verified]:
+    def verify(self, progress: Callable[[int, int], None] = lambda done, of: None) -> list[Verified]:
         """Read every byte that the run's commits refer to, and compare it with what was written.
+
+        Parameters
+        ----------
+        progress : callable, optional
+            Told how many commits have been verified, and of how many.
 
         Returns
         -------
@@ -185,7 +201,11 @@ class CheckpointStore:
             One for each commit that counts, by round, then one for each damaged file that is, or may have been, newer
             than they are.
         """
-        return verify(self._files, self._reader)
+        return verify(self._files, self._reader, progress)
+
+    def prunable(self, keep: Keep, *, damaged: bool = False) -> Prunable:
+        """Say what `prune` would delete: which rounds, and how many bytes. Nothing is changed, nobody fenced."""
+        return prunable(self.location, keep, damaged=damaged, files=self._files)
 
     def prune(self, keep: Keep, *, damaged: bool = False) -> list[int]:
         """Delete the rounds that a policy does not keep; the newest sound one always stays.
@@ -226,6 +246,54 @@ class CheckpointStore:
         """
         self.load(round)  # fences nobody; only what can be gone back to is worth stopping a server for
         rewind(self.location, round)
+
+    def fork(self, target: str | os.PathLike[str] | Location, round: int | None = None) -> CheckpointStore:
+        """Begin a new run with a round of this one, which stays as it is.
+
+        The new run shares nothing with this one but disk space, where there are hard links. It holds the one round,
+        and the metrics of those before it.
+
+        Parameters
+        ----------
+        target : str, os.PathLike or Location
+            The new run; as the location of this one.
+        round : int, optional
+            The newest sound one if left out.
+
+        Returns
+        -------
+        CheckpointStore
+            The new run.
+
+        Raises
+        ------
+        CheckpointNotFoundError, CheckpointCorruptError
+            If the round is not there or is damaged; then nothing has happened.
+        CheckpointError
+            If there is a run at the target.
+        """
+        new = CheckpointStore(target)
+        commit = self._of_round(self.load().round if round is None else round)
+        loaded = self._reader.load(commit, strict_history=False)
+        for line in prepare(new.location):
+            logger.warning("%s", line)
+        fork(loaded, self._files, new.location, new._files)
+        return new
+
+    def remove(self) -> list[str]:
+        """Delete the run, so that nothing of it comes back: a server that is running stops at its next commit.
+
+        Returns
+        -------
+        list of str
+            What lies in the run's folder and is not the run's: it was left there.
+
+        Raises
+        ------
+        CheckpointNotFoundError
+            If there is no run.
+        """
+        return remove(self.location, self._files)
 
     def _line(self) -> _Line:
         head = self._reader.newest()

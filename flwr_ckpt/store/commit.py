@@ -197,10 +197,16 @@ class RunWriter:
         self.resumed = None
         self._carried = _Carried()
 
-    def restate(self) -> Commit:
-        """Commit what this writer builds on once more, under names of this generation. Nothing is read or copied.
+    def restate(self, source_files: Files | None = None) -> Commit:
+        """Commit what this writer builds on once more, under names of this generation.
 
-        After it no file of an older generation is needed, so that no older server can take anything of it away.
+        Nothing is copied where there are hard links. After it no file of an older generation is needed, so that no
+        older server can take anything of it away.
+
+        Parameters
+        ----------
+        source_files : Files, optional
+            The run that it is of, if not of this one: of that nothing but this commit is in this run.
 
         Raises
         ------
@@ -212,8 +218,10 @@ class RunWriter:
         base = self._assembler.base
         if base is None:
             raise CheckpointNotFoundError(f"{self._files.describe()}: there is no commit that could be stated again")
+        if source_files is not None:
+            self._past = replace(self._past, parent=None, line=(), passed=())
         self._files.make_folder(round_folder(base.round))
-        tables, segments = link_files(self._files, base, self.generation)
+        tables, segments = link_files(self._files, base, self.generation, source_files or self._files)
         commit = self._commit_of(base.round, base.phase, tables, base.outcomes, segments)
         try:
             self._link(commit)

@@ -74,8 +74,11 @@ class Files(Protocol):
     def publish(self, key: str, data: bytes) -> None:
         """Create a file that is never seen half written, where hard links exist; durable with its name."""
 
-    def link(self, source: str, target: str) -> None:
-        """Give a file a second name that outlives the first; its contents are durable, the name after `sync_folder`."""
+    def adopt(self, files: Files, source: str, target: str) -> None:
+        """Give a file of a run, this one or another, a name here that outlives the first.
+
+        Its contents are durable, the name after `sync_folder`.
+        """
 
     def sync(self, key: str) -> None:
         """Make the contents of a file durable, whoever wrote it."""
@@ -188,16 +191,12 @@ class LocalFiles:
             self.remove(temporary)
         self.sync_folder(key.rpartition("/")[0])
 
-    def link(self, source: str, target: str) -> None:
+    def adopt(self, files: Files, source: str, target: str) -> None:
         """Link, or copy where there are no hard links."""
-        try:
-            os.link(self.root / source, self.root / target, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _NO_HARD_LINKS:
-                raise
-            self.create(target, [self.view(source)])
-        else:
+        if isinstance(files, LocalFiles) and self._is_linked(files.root / source, target):
             self.sync(target)
+        else:
+            self.create(target, [files.view(source)])
 
     def sync(self, key: str) -> None:
         """``fsync`` a file."""
@@ -226,6 +225,15 @@ class LocalFiles:
             # An older server may have emptied and removed a folder of its dead branch just now. Never the run's own.
             self.make_folder(key.rpartition("/")[0])
             return os.open(self.root / key, _CREATE, 0o666)
+
+    def _is_linked(self, source: Path, target: str) -> bool:
+        try:
+            os.link(source, self.root / target, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            return False
+        return True
 
     def _link_or_write(self, temporary: str, key: str, data: bytes) -> None:
         try:

@@ -17,6 +17,7 @@ from .errors import CheckpointCorruptError, CheckpointError, FencedError
 from .filesystem import Files
 from .manifest import FORMAT, seal, unseal
 from .names import FENCES, fence_key, generation_of, parse_fence
+from .servers import process_mark
 from .values import Json
 
 _UNREADABLE = ""
@@ -132,4 +133,5 @@ def _to_json(fence: Fence) -> Json:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "time": time.time(),
+        "process": process_mark(os.getpid()),
     }

@@ -10,8 +10,15 @@ from .names import HISTORY, data_key, parse_data, parse_segment, segment_key, un
 from .records import Commit, Entry, Segment
 
 
-def link_files(files: Files, commit: Commit, generation: int) -> tuple[Tables, tuple[Segment, ...]]:
+def link_files(
+    files: Files, commit: Commit, generation: int, source_files: Files
+) -> tuple[Tables, tuple[Segment, ...]]:
     """Give every file that a commit refers to a name of `generation`, in the commit's own round.
+
+    Parameters
+    ----------
+    source_files : Files
+        Where they lie: in the same run, or in another one.
 
     Returns
     -------
@@ -25,8 +32,10 @@ def link_files(files: Files, commit: Commit, generation: int) -> tuple[Tables, t
         If a file is gone.
     """
     names = _new_names(commit, generation)
+    if commit.segments:
+        files.make_folder(HISTORY)
     for source, target in names.items():
-        files.link(source, target)
+        files.adopt(source_files, source, target)
     if commit.segments:
         files.sync_folder(HISTORY)
     tables = Tables(

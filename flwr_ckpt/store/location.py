@@ -79,7 +79,7 @@ def locate(run: str | os.PathLike[str], home: str | os.PathLike[str] | None = No
             f"started the SuperLink): give an absolute path, or a run name as a str, which lies under {DEFAULT_HOME}"
         )
     _require_name(text)
-    folder, source = _home(home)
+    folder, source = checkpoint_home(home)
     return Location(folder / text, text, f"a run name under {source}", folder)
 
 
@@ -112,6 +112,33 @@ def prepare(location: Location) -> list[str]:
     if location.home is not None:
         _make_home(location.home)
     return warnings
+
+
+def runs_under(home: str | os.PathLike[str] | None = None) -> Iterator[Location]:
+    """Find the runs under a checkpoint home, by name, and the folders in it that cannot be looked into.
+
+    Parameters
+    ----------
+    home : str or os.PathLike, optional
+        As in `locate`.
+    """
+    root, _ = checkpoint_home(home)
+    waiting = _names_in(root)
+    while waiting:
+        name = waiting.pop()
+        if _is_run(root / name) or not os.access(root / name, os.R_OK | os.X_OK):
+            yield locate(name, root)
+        else:
+            waiting.extend(f"{name}/{part}" for part in _names_in(root / name))
+
+
+def _names_in(folder: Path) -> list[str]:
+    """The folders in a folder that may be runs, the last in order first."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((one.name for one in entries if one.is_dir() and _problem(one.name) is None), reverse=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _text(run: object) -> str:
@@ -156,7 +183,8 @@ def _problem(part: str) -> str | None:
     return None
 
 
-def _home(given: str | os.PathLike[str] | None) -> tuple[Path, str]:
+def checkpoint_home(given: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Find the folder that run names lie under, and say where its name came from."""
     from_environment = os.environ.get(HOME_VARIABLE)
     if given is not None:
         text, source = os.fspath(given), "the given checkpoint home"

@@ -59,14 +59,14 @@ class Older:
         self._sort(keys, generation)
         spared = head.passed if spare else ()
         for name in sorted(self._manifests):
-            if not any(_holds(extent, name.generation, name.round) for extent in spared):
+            if not any(holds(extent, name.generation, name.round) for extent in spared):
                 (self.on_line if head.covers(name) else self.dead).append(name)
         live = {(name.generation, name.round) for name in self._manifests}
         self._suspects = {
             key
             for where, lying in self._lying.items()
             for key in lying
-            if where not in live and not any(_holds(extent, *where) for extent in spared)
+            if where not in live and not any(holds(extent, *where) for extent in spared)
         }
 
     def remove(self, name: CommitName) -> None:
@@ -155,5 +155,6 @@ def _file_name(key: str) -> FileName | None:
     return parse_data(key) or parse_segment(key)
 
 
-def _holds(extent: Extent, generation: int, server_round: int) -> bool:
+def holds(extent: Extent, generation: int, server_round: int) -> bool:
+    """Whether a round of a generation is among commits that were found damaged."""
     return extent.generation == generation and extent.first <= server_round <= extent.last

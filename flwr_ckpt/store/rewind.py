@@ -77,7 +77,7 @@ def prune(location: Located, keep: KeepPolicy, *, damaged: bool = False, files: 
     make_durable(files, loaded.commit)
     base, condemned = _sound(loaded), None
     if damaged:
-        base, condemned = replace(base, passed=()), _damaged(reader)
+        base, condemned = replace(base, passed=()), damaged_commits(reader)
     writer = RunWriter(location, files, fence, keep, base, () if damaged else reader.passed, condemned)
     writer.remember(loaded.outcomes)
     commit = writer.restate()
@@ -100,7 +100,7 @@ def _sound(loaded: Loaded) -> Commit:
     return replace(loaded.commit, segments=loaded.segments)
 
 
-def _damaged(reader: RunReader) -> set[CommitName]:
+def damaged_commits(reader: RunReader) -> set[CommitName]:
     """Find the commits that cannot be loaded."""
     found = set()
     for name in reader.names():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
@@ -40,10 +40,20 @@ class Verified:
         return not self.problems
 
 
-def verify(files: Files, reader: RunReader) -> list[Verified]:
-    """Verify every commit that counts, and find what is damaged beyond them."""
+def verify(files: Files, reader: RunReader, progress: Callable[[int, int], None]) -> list[Verified]:
+    """Verify every commit that counts, and find what is damaged beyond them.
+
+    Parameters
+    ----------
+    progress : callable
+        Told how many commits have been verified, and of how many.
+    """
     names = reader.names()
-    results = [_verify(files, reader, name) for name in names]
+    results = []
+    for done, name in enumerate(names):
+        progress(done, len(names))
+        results.append(_verify(files, reader, name))
+    progress(len(names), len(names))
     return [result for result in (*results, *_beyond(files, reader, names)) if result is not None]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from flwr_ckpt.store import Blob, Draft, Json, KeepAll, Outcome, Phase, RunReader, RunWriter
 from flwr_ckpt.store.draft import Buffer
-from flwr_ckpt.store.filesystem import LocalFiles
+from flwr_ckpt.store.filesystem import Files, LocalFiles
 
 LARGE = 150_000  # float64s: more than the 1 MiB from which arrays are shared over rounds
 
@@ -122,9 +122,9 @@ class WatchedFiles(LocalFiles):
         self.before("link", key)
         super()._link_or_write(temporary, key, data)
 
-    def link(self, source: str, target: str) -> None:
+    def adopt(self, files: Files, source: str, target: str) -> None:
         self.before("link", target)
-        super().link(source, target)
+        super().adopt(files, source, target)
 
     def make_folder(self, folder: str) -> None:
         self.before("make_folder", folder)

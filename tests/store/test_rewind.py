@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,16 @@ from run_rig import (
     train,
 )
 
-from flwr_ckpt.store import CheckpointNotFoundError, FencedError, KeepAll, KeepLatest
+from flwr_ckpt.store import (
+    CheckpointNotFoundError,
+    CheckpointStore,
+    FencedError,
+    KeepAll,
+    KeepBest,
+    KeepEvery,
+    KeepLatest,
+    RunWriter,
+)
 from flwr_ckpt.store.rewind import prune, rewind
 
 
@@ -222,3 +232,65 @@ def test_prune_spares_what_is_damaged_unless_told(run: Path) -> None:
     assert "round-00000003/g0001-evaluate.manifest" in left, "its own data is sound"
     for commit in reader(run).commits():
         assert not reader(run).problems(commit)
+
+
+# --- what prune would do -----------------------------------------------------------------------------------------
+
+
+def space(run: Path) -> int:
+    """The bytes that a run takes on the disk: what has two names counts once."""
+    files = {one.stat().st_ino: one.stat().st_size for one in run.glob("[rh]*/*") if one.is_file()}
+    return sum(files.values())
+
+
+POLICIES = [KeepLatest(1), KeepLatest(3), KeepEvery(4), KeepAll(), KeepBest(1, "evaluate/loss", "max")]
+
+
+def resume(run: Path, server: RunWriter) -> None:
+    run_to(opened(run), 8, first=7)
+
+
+def go_back(run: Path, server: RunWriter) -> None:
+    rewind(Place(run), 4)
+
+
+def share(run: Path, server: RunWriter) -> None:
+    for server_round in range(7, 11):
+        server.commit(train(server_round, arrays=model(server_round, ["frozen"])))
+
+
+def archive(run: Path, server: RunWriter) -> None:
+    run_to(server, 70, first=7)
+
+
+def damage(run: Path, server: RunWriter) -> None:
+    flip(run / "round-00000006/g0001-arrays.safetensors")
+    flip(run / "round-00000004/g0001-train.manifest")
+    flip(run / "round-00000002/g0001-arrays.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("then", "damaged"),
+    [(resume, False), (go_back, False), (share, False), (archive, False), (damage, False), (damage, True)],
+)
+@pytest.mark.usefixtures("patient_disk")
+def test_what_prune_would_delete_is_what_it_deletes(
+    tmp_path: Path, then: Callable[[Path, RunWriter], None], damaged: bool
+) -> None:
+    original = tmp_path / "original"
+    writer = opened(original)
+    run_to(writer, 6)
+    then(original, writer)
+    for number, keep in enumerate(POLICIES):
+        run = tmp_path / str(number)
+        shutil.copytree(original, run)
+        store = CheckpointStore(run)
+        before, there = space(run), files_in(run)
+        rounds = {record.round for record in store.rounds()}
+        promised = store.prunable(keep, damaged=damaged)
+        assert files_in(run) == there
+        gone = store.prune(keep, damaged=damaged)
+        # The newest round is stated once more, in a manifest whose size is not known before.
+        manifests = (one for one in run.glob("round-*/*.manifest") if str(one.relative_to(run)) not in there)
+        assert before - space(run) == promised.size - sum(one.stat().st_size for one in manifests), keep
+        assert set(gone) == rounds & set(promised.rounds), keep
