@@ -13,11 +13,13 @@ import secrets
 import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from .draft import Buffer
 from .names import temporary_key
+from .system import System
 
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
@@ -100,10 +102,13 @@ class LocalFiles:
     ----------
     root : Path
         The run's folder; it need not exist.
+    system : System, optional
+        Carries out the calls; the operating system itself, if not a test's.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, system: System = os) -> None:
         self.root = root
+        self._system = system
 
     def describe(self, key: str = "") -> str:
         """Give the full path."""
@@ -112,17 +117,17 @@ class LocalFiles:
     def make_root(self) -> None:
         """Make the run's folder and those above it, each synced into the one that holds it."""
         missing = [self.root]
-        while not missing[-1].exists():
+        while not self._exists(missing[-1]):
             missing.append(missing[-1].parent)
         for folder in reversed(missing[:-1]):
-            folder.mkdir(exist_ok=True)
-            _sync(folder.parent)
+            self._make(folder)
+            self._sync(folder.parent)
 
     def keys(self, folder: str = "") -> list[str]:
         """List the files of a folder; for the run's, those in its folders too. Links are not followed."""
         found: list[str] = []
         try:
-            with os.scandir(self.root / folder) as entries:
+            with self._system.scandir(self.root / folder) as entries:
                 for entry in entries:
                     key = f"{folder}/{entry.name}" if folder else entry.name
                     if entry.is_dir(follow_symlinks=False):
@@ -136,46 +141,46 @@ class LocalFiles:
     def size(self, key: str) -> int | None:
         """Give the size of a regular file; a link is none."""
         try:
-            status = os.stat(self.root / key, follow_symlinks=False)
+            status = self._system.stat(self.root / key, follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
         """Read through the page cache, not through a map: a bad sector is an error then, and not a signal."""
-        descriptor = os.open(self.root / key, _READ)
+        descriptor = self._system.open(self.root / key, _READ)
         try:
-            wanted = os.fstat(descriptor).st_size - offset if size is None else size
-            return _read(descriptor, offset, max(wanted, 0))
+            wanted = self._system.fstat(descriptor).st_size - offset if size is None else size
+            return self._read(descriptor, offset, max(wanted, 0))
         finally:
-            os.close(descriptor)
+            self._system.close(descriptor)
 
     def view(self, key: str) -> memoryview:
         """Map a file into memory."""
-        descriptor = os.open(self.root / key, _READ)
+        descriptor = self._system.open(self.root / key, _READ)
         try:
-            if not os.fstat(descriptor).st_size:
+            if not self._system.fstat(descriptor).st_size:
                 return memoryview(b"")
             return memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ))
         finally:
-            os.close(descriptor)
+            self._system.close(descriptor)
 
     def make_folder(self, folder: str) -> None:
         """Make a folder, but never the run's own."""
-        (self.root / folder).mkdir(exist_ok=True)
+        self._make(self.root / folder)
 
     def create(self, key: str, buffers: Sequence[Buffer], *, beside: Callable[[], None] | None = None) -> None:
         """Write with ``writev`` from where the buffers lie, then ``fsync``, during which processors have time."""
         descriptor = self._open_new(key)
         try:
             try:
-                _write_all(descriptor, buffers)
+                self._write_all(descriptor, buffers)
                 if beside is None:
-                    os.fsync(descriptor)
+                    self._system.fsync(descriptor)
                 else:
-                    _sync_beside(descriptor, beside)
+                    self._sync_beside(descriptor, beside)
             finally:
-                os.close(descriptor)
+                self._system.close(descriptor)
         except BaseException:
             # Ours alone and never named by a manifest; on a full disk it would take the room of the next try.
             self.remove(key)
@@ -200,35 +205,36 @@ class LocalFiles:
 
     def sync(self, key: str) -> None:
         """``fsync`` a file."""
-        _sync(self.root / key)
+        self._sync(self.root / key)
 
     def sync_folder(self, folder: str = "") -> None:
         """``fsync`` a folder."""
-        _sync(self.root / folder)
+        self._sync(self.root / folder)
 
     def remove(self, key: str) -> None:
         """Unlink."""
-        (self.root / key).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self._system.unlink(self.root / key)
 
     def remove_folder(self, folder: str) -> None:
         """Remove an empty folder, and leave one that is not."""
         try:
-            (self.root / folder).rmdir()
+            self._system.rmdir(self.root / folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
                 raise
 
     def _open_new(self, key: str) -> int:
         try:
-            return os.open(self.root / key, _CREATE, 0o666)
+            return self._system.open(self.root / key, _CREATE, 0o666)
         except FileNotFoundError:
             # An older server may have emptied and removed a folder of its dead branch just now. Never the run's own.
             self.make_folder(key.rpartition("/")[0])
-            return os.open(self.root / key, _CREATE, 0o666)
+            return self._system.open(self.root / key, _CREATE, 0o666)
 
     def _is_linked(self, source: Path, target: str) -> bool:
         try:
-            os.link(source, self.root / target, follow_symlinks=False)
+            self._system.link(source, self.root / target, follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
@@ -237,7 +243,7 @@ class LocalFiles:
 
     def _link_or_write(self, temporary: str, key: str, data: bytes) -> None:
         try:
-            os.link(self.root / temporary, self.root / key)
+            self._system.link(self.root / temporary, self.root / key)
         except FileExistsError:
             # A network file system may say so after a link that succeeded and whose answer was lost. What is
             # published holds a token of ours, so equal contents are our own.
@@ -248,51 +254,61 @@ class LocalFiles:
                 raise
             self.create(key, [data])
 
+    def _exists(self, path: Path) -> bool:
+        try:
+            self._system.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    def _make(self, path: Path) -> None:
+        try:
+            self._system.mkdir(path)
+        except FileExistsError:
+            if not stat.S_ISDIR(self._system.stat(path).st_mode):
+                raise
 
+    def _sync(self, path: Path) -> None:
+        descriptor = self._system.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._system.fsync(descriptor)
+        finally:
+            self._system.close(descriptor)
 
-def _sync_beside(descriptor: int, work: Callable[[], None]) -> None:
-    thread = threading.Thread(target=work, name="flwr-ckpt-beside", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # at interpreter exit no thread can be started
-        work()
-        os.fsync(descriptor)
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        thread.join()
+    def _sync_beside(self, descriptor: int, work: Callable[[], None]) -> None:
+        thread = threading.Thread(target=work, name="flwr-ckpt-beside", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # at interpreter exit no thread can be started
+            work()
+            self._system.fsync(descriptor)
+            return
+        try:
+            self._system.fsync(descriptor)
+        finally:
+            thread.join()
 
+    def _read(self, descriptor: int, offset: int, size: int) -> bytes:
+        first = self._system.pread(descriptor, size, offset)
+        if len(first) in (0, size):
+            return first
+        # Linux reads at most 2 GiB at once, and a network file system may read less than it was asked for.
+        parts = [first]
+        done = len(first)
+        while done < size and (part := self._system.pread(descriptor, size - done, offset + done)):
+            parts.append(part)
+            done += len(part)
+        return b"".join(parts)
 
-def _read(descriptor: int, offset: int, size: int) -> bytes:
-    first = os.pread(descriptor, size, offset)
-    if len(first) in (0, size):
-        return first
-    # Linux reads at most 2 GiB at once, and a network file system may read less than it was asked for.
-    parts = [first]
-    done = len(first)
-    while done < size and (part := os.pread(descriptor, size - done, offset + done)):
-        parts.append(part)
-        done += len(part)
-    return b"".join(parts)
-
-
-def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
-    views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
-    start = 0
-    while start < len(views):
-        batch = views[start : start + _MAX_BUFFERS]
-        written = os.writev(descriptor, batch)
-        for view in batch:
-            if written < view.nbytes:
-                views[start] = view[written:]
-                break
-            written -= view.nbytes
-            start += 1
+    def _write_all(self, descriptor: int, buffers: Iterable[Buffer]) -> None:
+        views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
+        start = 0
+        while start < len(views):
+            batch = views[start : start + _MAX_BUFFERS]
+            written = self._system.writev(descriptor, batch)
+            for view in batch:
+                if written < view.nbytes:
+                    views[start] = view[written:]
+                    break
+                written -= view.nbytes
+                start += 1
