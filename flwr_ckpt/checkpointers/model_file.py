@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..store import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
 from ..store.datafile import same_bytes
-from ..store.filesystem import LocalFiles
+from ..store.local_files import LocalFiles
 
 VERSION = 1
 

@@ -19,9 +19,7 @@ from ..store import (
     RunWriter,
     locate,
 )
-from ..store.filesystem import LocalFiles
-from ..store.location import STATES
-from ..store.names import parse_manifest
+from ..store.names import STATES, parse_manifest
 from .named_state import NamedState
 
 logger = logging.getLogger("flwr")
@@ -86,12 +84,12 @@ class PerRoundStateCheckpointer:
             )
         finally:
             snapshot.release()
-        logger.info("Saved state %s in %s", checkpoint_name, location.path)
+        logger.info("Saved state %s in %s", checkpoint_name, location.where)
         try:
             held.writer.retain()
         except OSError as error:
             logger.warning(
-                "%s: what is superseded could not be removed (%s); the next save tries again", location.path, error
+                "%s: what is superseded could not be removed (%s); the next save tries again", location.where, error
             )
 
     def load_checkpoint(self, checkpoint_name: str) -> dict[str, Any]:
@@ -114,14 +112,14 @@ class PerRoundStateCheckpointer:
         location = self._location(checkpoint_name)
         loaded = RunReader(location).resume()
         if loaded is not None:
-            logger.info("Loaded state %s from %s", checkpoint_name, location.path)
+            logger.info("Loaded state %s from %s", checkpoint_name, location.where)
             return self._state.decode(loaded.documents["state"], loaded.state)
         if _holds_any(location):
             raise CheckpointCorruptError(
-                f"{location.path}: states were saved here, and none of them is sound. Bring the folder back from a "
+                f"{location.where}: states were saved here, and none of them is sound. Bring the folder back from a "
                 "backup, or remove it to start afresh"
             )
-        raise CheckpointNotFoundError(f"{location.path}: no state has been saved under the name {checkpoint_name!r}")
+        raise CheckpointNotFoundError(f"{location.where}: no state has been saved under the name {checkpoint_name!r}")
 
     def checkpoint_exists(self, checkpoint_name: str) -> bool:
         """Whether anything has been saved under a name, be it damaged: a lost state is not a fresh start.
@@ -138,7 +136,7 @@ class PerRoundStateCheckpointer:
             location = locate(checkpoint_name, self._home)
         except ValueError as error:
             raise ValueError(f"{checkpoint_name!r} cannot name a state: {error}") from error
-        if location.home is None or location.path.parent != self._home:
+        if location.home is None or Path(location.where).parent != self._home:
             raise ValueError(
                 f"{checkpoint_name!r} cannot name a state: it is a path. States are kept in {self._home}, each under "
                 "a single name"
@@ -165,4 +163,4 @@ class _Held:
 
 
 def _holds_any(location: Location) -> bool:
-    return any(map(parse_manifest, LocalFiles(location.path).keys()))
+    return any(map(parse_manifest, location.files().keys()))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from .contents import Contents, Label, Slot
 from .datafile import Written, write_data_file
 from .draft import Blob, Draft
-from .filesystem import Files
+from .files import Files
 from .names import data_key
 from .records import Chunk, Commit, DataFile, Entry
 from .values import Json, dumps

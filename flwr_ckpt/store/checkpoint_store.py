@@ -7,15 +7,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from .checkpoint import Checkpoint, metrics_of
 from .draft import Outcome, Phase
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
-from .filesystem import LocalFiles
 from .fork import fork
 from .history import flat_metrics, read_outcomes
 from .keep import Keep, Mode, ranked, require_mode
+from .local_files import LocalFiles
 from .location import Location, locate, prepare
 from .names import CommitName
 from .payloads import unsound_by_size
@@ -85,21 +86,21 @@ class CheckpointStore:
     Parameters
     ----------
     location : str, os.PathLike or Location
-        As ``run`` of ``CheckpointingStrategy``: a run name or an absolute path.
+        As ``run`` of ``CheckpointingStrategy``: a run name, an absolute path or a URL.
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If it is none of these.
     """
 
     def __init__(self, location: str | os.PathLike[str] | Location) -> None:
         self.location = location if isinstance(location, Location) else locate(location)
-        self._files = LocalFiles(self.location.path)
+        self._files = self.location.files()
         self._reader = RunReader(self.location, self._files)
 
     def __repr__(self) -> str:
-        return f"CheckpointStore({str(self.location.path)!r})"
+        return f"CheckpointStore({self.location.where!r})"
 
     def status(self) -> RunStatus:
         """Look how far the run has come, and whether a server is still at it."""
@@ -169,7 +170,7 @@ class CheckpointStore:
             if loaded is not None:
                 return self._open(loaded.commit)
         raise CheckpointNotFoundError(
-            f"{self.location.path}: there is no {'sound ' if self._reader.names() else ''}checkpoint here"
+            f"{self.location.where}: there is no {'sound ' if self._reader.names() else ''}checkpoint here"
         )
 
     def history(self) -> dict[str, dict[int, Any]]:
@@ -342,12 +343,13 @@ class CheckpointStore:
         there = [record.round for record in self.rounds()]
         listed = ", ".join(map(str, there[-_SHOWN:])) or "none"
         raise CheckpointNotFoundError(
-            f"{self.location.path}: there is no round {server_round}; it was never finished, or retention (keep=...) "
+            f"{self.location.where}: there is no round {server_round}; it was never finished, or retention (keep=...) "
             f"has removed it. There are {'… ' if len(there) > _SHOWN else ''}{listed}"
         )
 
     def _open(self, commit: Commit) -> Checkpoint:
-        reader = RunReader(self.location, _MappedOnce(self.location.path))
+        folder = self.location.folder
+        reader = self._reader if folder is None else RunReader(self.location, _MappedOnce(folder))
         payloads = [reader.view(commit, entry) for entry in (*commit.arrays, *commit.state)]
         outcomes = self._outcomes(commit)
         return Checkpoint(_arrays_round(commit, outcomes), commit, payloads, reader.documents(commit), outcomes)
@@ -359,15 +361,15 @@ class CheckpointStore:
 class _MappedOnce(LocalFiles):
     """Every map holds a file descriptor: one for each array of a large model would be too many."""
 
-    def __init__(self, root: os.PathLike[str]) -> None:
-        super().__init__(root)  # type: ignore[arg-type]
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
         self._maps: dict[str, memoryview] = {}
 
-    def view(self, key: str) -> memoryview:
+    def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Map a file into memory."""
         if key not in self._maps:
             self._maps[key] = super().view(key)
-        return self._maps[key]
+        return self._maps[key][offset : None if size is None else offset + size]
 
 
 def _arrays_round(commit: Commit, outcomes: Sequence[Outcome]) -> int:

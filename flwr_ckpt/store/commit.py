@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from .assembly import Assembler, Tables
 from .draft import Blob, Draft, Outcome, Phase
 from .errors import CheckpointNotFoundError, FencedError
-from .filesystem import Files, LocalFiles, is_damage
+from .files import Files, is_damage
 from .generations import Fence, look, take_generation
 from .history import archive, is_due
 from .linking import link_files
@@ -134,7 +134,7 @@ class RunWriter:
         OSError
             If the place cannot be written.
         """
-        files = files if files is not None else LocalFiles(location.path)
+        files = files if files is not None else location.files()
         warned = set() if warned is None else warned
         RunReader(location, files, warned=warned).newest()
         fence = take_generation(files)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from .datafile import Piece, Written, same_bytes
 from .draft import Blob
-from .filesystem import Files, is_damage
+from .files import Files, is_damage
 from .names import FileName, parse_data
 from .npy import native_type, split_npy
 from .payloads import view_payload

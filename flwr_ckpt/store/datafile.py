@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .draft import Buffer
-from .filesystem import Files
+from .files import Files
 from .names import unique
 from .npy import ITEM_SIZE
 from .records import Chunk

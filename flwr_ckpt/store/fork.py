@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .commit import RunWriter, make_durable
 from .errors import CheckpointError, CheckpointNotFoundError
-from .filesystem import Files
+from .files import Files
 from .generations import look, take_generation
 from .keep import KeepAll
 from .records import Commit

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import CheckpointCorruptError, CheckpointError, FencedError
-from .filesystem import Files
+from .files import Files
 from .manifest import FORMAT, seal, unseal
 from .names import FENCES, fence_key, generation_of, parse_fence
 from .servers import process_mark

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 
 from .draft import Outcome
 from .errors import CheckpointCorruptError
-from .filesystem import Files, is_damage
+from .files import Files, is_damage
 from .manifest import outcome_from_json, outcome_to_json
 from .names import HISTORY
 from .records import Commit, Segment

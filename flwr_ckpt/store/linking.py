@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .assembly import Tables
-from .filesystem import Files
+from .files import Files
 from .names import HISTORY, data_key, parse_data, parse_segment, segment_key, unique
 from .records import Commit, Entry, Segment
 

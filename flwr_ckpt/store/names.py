@@ -16,7 +16,10 @@ from .draft import Phase
 PHASES_LAST_FIRST: tuple[Phase, ...] = ("end", "evaluate", "central", "train", "attempt", "initial")
 FENCES = "generations"
 HISTORY = "history"
+STATES = "states"  # the named states of a module whose folder a run shares; each is kept as a run is
 
+_PART = re.compile(r"[A-Za-z0-9._=-]+")
+_LONGEST_PART = 255  # NAME_MAX of every file system that Linux runs on
 _NUMBER = "[0-9]{1,18}"
 _FENCE = re.compile(f"{FENCES}/(?P<generation>{_NUMBER})")
 _MANIFEST = re.compile(
@@ -116,6 +119,21 @@ def generation_of(key: str) -> int | None:
         return generation
     name = parse_manifest(key) or parse_data(key) or parse_segment(key)
     return name.generation if name else parse_temporary(key)
+
+
+def problem_with_part(part: str) -> str | None:
+    """Say why something cannot be a part of a run's name, or ``None`` if it can."""
+    if not part:
+        return "a part of it is empty"
+    if not _PART.fullmatch(part):
+        return f"{part!r} holds other characters"
+    if not part.strip("."):
+        return f"{part!r} has nothing but dots"
+    if part in (FENCES, HISTORY) or part.startswith("round-"):
+        return f"{part!r} is a name that runs use for their own files"
+    if len(part) > _LONGEST_PART:
+        return f"a part of {len(part)} characters is longer than a file name may be ({_LONGEST_PART})"
+    return None
 
 
 def unique(name: str, taken: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from .errors import CheckpointCorruptError
-from .filesystem import Files, is_damage
+from .files import Files, is_damage
 from .generations import Fence, read_fence
 from .manifest import LARGEST, decode
 from .names import CommitName, parse_fence, parse_manifest

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from .errors import CheckpointCorruptError
-from .filesystem import Files
+from .files import Files
 from .generations import read_fence
 from .names import (
     CommitName,

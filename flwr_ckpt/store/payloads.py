@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from .errors import CheckpointCorruptError
-from .filesystem import Files, is_damage
+from .files import Files, is_damage
 from .records import Chunk, Commit, DataFile, Entry, Place
 
 logger = logging.getLogger("flwr")
@@ -77,7 +77,7 @@ def view_payload(files: Files, entry: Entry) -> memoryview:
     """
     for place in entry.places:
         try:
-            view = files.view(place.file)[place.offset : place.offset + entry.size]
+            view = files.view(place.file, place.offset, entry.size)
         except OSError as error:
             if not is_damage(error):
                 raise

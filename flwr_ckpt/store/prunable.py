@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
-from .filesystem import Files, LocalFiles
+from .files import Files
 from .history import flat_metrics
 from .names import CommitName, FileName, parse_data, parse_fence, parse_manifest, parse_segment, parse_temporary
 from .older import holds
@@ -34,7 +34,7 @@ class Prunable:
 
 def prunable(location: Located, keep: KeepPolicy, *, damaged: bool = False, files: Files | None = None) -> Prunable:
     """Say what `prune` would delete. This fences nobody and changes nothing."""
-    files = files if files is not None else LocalFiles(location.path)
+    files = files if files is not None else location.files()
     reader = RunReader(location, files)
     loaded = reader.resume(strict_history=False)
     if loaded is None:

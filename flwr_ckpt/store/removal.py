@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .errors import CheckpointNotFoundError
-from .filesystem import Files
+from .files import Files
 from .generations import take_generation
 from .names import fence_key, generation_of
 from .run import Located, RunReader

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from .contents import SHARED_FROM
 from .draft import Outcome
-from .filesystem import Files
+from .files import Files
 from .generations import highest_generation
 from .history import flat_metrics
 from .names import HISTORY, PHASES_LAST_FIRST, CommitName, round_folder

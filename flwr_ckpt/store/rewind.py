@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .commit import RunWriter, make_durable
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
-from .filesystem import Files, LocalFiles
+from .files import Files
 from .generations import look, take_generation
 from .keep import KeepAll
 from .names import CommitName
@@ -32,7 +32,7 @@ def rewind(location: Located, server_round: int, *, files: Files | None = None) 
     FencedError
         If a server opened the run while this ran; the message says if it may have taken effect.
     """
-    files = files if files is not None else LocalFiles(location.path)
+    files = files if files is not None else location.files()
     _of_round(RunReader(location, files), server_round)  # a wrong number is no reason to fence a live server
     fence = take_generation(files)
     reader = RunReader(location, files, recheck=lambda: look(files, fence))
@@ -66,7 +66,7 @@ def prune(location: Located, keep: KeepPolicy, *, damaged: bool = False, files: 
     FencedError
         If a server opened the run while this ran.
     """
-    files = files if files is not None else LocalFiles(location.path)
+    files = files if files is not None else location.files()
     if RunReader(location, files).newest() is None:
         return None
     fence = take_generation(files)
@@ -90,7 +90,7 @@ def _of_round(reader: RunReader, server_round: int) -> Commit:
     if commit is None:
         there = sorted({name.round for name in reader.names() if name.phase != "attempt"})
         raise CheckpointNotFoundError(
-            f"{reader.location.path}: there is no sound checkpoint of round {server_round}; there are rounds "
+            f"{reader.location.where}: there is no sound checkpoint of round {server_round}; there are rounds "
             f"{', '.join(map(str, there)) or '(none)'}"
         )
     return commit

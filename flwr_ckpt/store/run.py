@@ -6,12 +6,11 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from .draft import Outcome
 from .errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
-from .filesystem import Files, LocalFiles
+from .files import Files
 from .history import HistoryCorruptError, check_segment, read_outcomes
 from .names import FENCES, CommitName, parse_manifest, round_folder
 from .newest import Line, VanishedError, read_commit
@@ -28,11 +27,14 @@ _T = TypeVar("_T")
 
 
 class Located(Protocol):
-    """A place on a disk, as far as the store needs it."""
+    """A place, as far as the store needs it."""
 
     @property
-    def path(self) -> Path:
-        """The run's folder."""
+    def where(self) -> str:
+        """Its path or URL, for messages."""
+
+    def files(self) -> Files:
+        """Open it."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class RunReader:
     location : Located
         A place with nothing there is a run without commits.
     files : Files, optional
-        Where the run lies, if not in a local folder.
+        If not the location's own.
     recheck : callable, optional
         Called when something seems damaged: a writer makes sure here that no newer server is deleting it.
     warned : set of str, optional
@@ -89,7 +91,7 @@ class RunReader:
         warned: set[str] | None = None,
     ) -> None:
         self.location = location
-        self._files = files if files is not None else LocalFiles(location.path)
+        self._files = files if files is not None else location.files()
         self._recheck = recheck
         self.passed: tuple[Extent, ...] = ()
         self.warned = warned if warned is not None else set()

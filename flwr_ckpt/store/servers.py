@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointCorruptError
-from .filesystem import Files
+from .files import Files
 from .manifest import unseal
 from .names import fence_key
 from .values import Json

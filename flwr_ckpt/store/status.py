@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import CheckpointCorruptError
-from .filesystem import Files
+from .files import Files
 from .generations import highest_generation, read_fence
 from .names import parse_fence, parse_manifest
 from .records import Commit

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
-from .filesystem import Files
+from .files import Files
 from .generations import read_fence
 from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest
 from .run import RunReader

@@ -13,7 +13,8 @@ import numpy as np
 
 from flwr_ckpt.store import Blob, Draft, Json, KeepAll, Outcome, Phase, RunReader, RunWriter
 from flwr_ckpt.store.draft import Buffer
-from flwr_ckpt.store.filesystem import Files, LocalFiles
+from flwr_ckpt.store.files import Files
+from flwr_ckpt.store.local_files import LocalFiles
 
 LARGE = 150_000  # float64s: more than the 1 MiB from which arrays are shared over rounds
 
@@ -23,6 +24,15 @@ class Place:
     """Where a test's run lies."""
 
     path: Path
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.path)
+
+    def files(self) -> Files:
+        """Open it."""
+        return LocalFiles(self.path)
 
 
 def npy(array: np.ndarray[Any, Any]) -> bytes:

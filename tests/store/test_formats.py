@@ -18,7 +18,7 @@ from run_rig import Place, initial, npy, opened, reader, train
 
 from flwr_ckpt.store import Blob, CheckpointCorruptError, FormatVersionError, RunReader
 from flwr_ckpt.store.datafile import Piece, same_bytes, write_data_file
-from flwr_ckpt.store.filesystem import LocalFiles
+from flwr_ckpt.store.local_files import LocalFiles
 from flwr_ckpt.store.manifest import decode, encode, seal, unseal
 from flwr_ckpt.store.npy import parse_header, split_npy
 

@@ -8,6 +8,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -23,8 +24,8 @@ def everything_below(folder: Path) -> set[Path]:
 def test_a_run_name_lies_under_the_given_home(name: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     location = locate(name, home)
-    assert location.path == home / name
-    assert (location.label, location.home) == (name, home)
+    assert location.folder == home / name
+    assert (location.where, location.label, location.home) == (str(home / name), name, str(home))
     assert not home.exists()
 
 
@@ -34,22 +35,22 @@ def test_home_comes_from_argument_then_environment_then_the_users_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("FLWR_CKPT_HOME", raising=False)
     default = locate("digits")
-    assert default.path == tmp_path / ".flwr_ckpt" / "digits"
+    assert default.folder == tmp_path / ".flwr_ckpt" / "digits"
     assert "~/.flwr_ckpt" in default.source
 
     monkeypatch.setenv("FLWR_CKPT_HOME", "")
-    assert locate("digits").path == default.path
+    assert locate("digits") == replace(default, source=locate("digits").source)
 
     monkeypatch.setenv("FLWR_CKPT_HOME", "/from/environment")
-    assert locate("digits").path == Path("/from/environment/digits")
+    assert locate("digits").folder == Path("/from/environment/digits")
     assert "$FLWR_CKPT_HOME" in locate("digits").source
-    assert locate("digits", "/given").path == Path("/given/digits")
+    assert locate("digits", "/given").folder == Path("/given/digits")
 
 
 def test_an_absolute_path_is_taken_as_it_is() -> None:
     for given in ("/data/run one", Path("/data/run one"), PurePosixPath("/data/run one")):
         location = locate(given, "/home")
-        assert location == Location(Path("/data/run one"), "/data/run one", location.source)
+        assert location == Location("/data/run one", "/data/run one", location.source)
 
 
 @pytest.mark.parametrize(
@@ -90,12 +91,72 @@ def test_a_relative_pathlike_is_refused_with_why(path: Path) -> None:
         locate(path, "/home")
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/runs/digits", "gs://b/x", "file:///tmp/x", "https://host/x"])
-def test_a_url_says_that_object_storage_is_not_there_yet(url: str) -> None:
-    with pytest.raises(ValueError, match="object storage is not supported yet"):
+@pytest.mark.parametrize(
+    ("given", "where"),
+    [
+        ("s3://bucket/runs/digits", "s3://bucket/runs/digits"),
+        ("gs://b/x", "gs://b/x"),
+        ("az://container/x", "az://container/x"),
+        ("memory://any/x", "memory://any/x"),
+        ("S3://Bucket/X/", "s3://Bucket/X"),
+    ],
+)
+def test_a_url_has_one_spelling(given: str, where: str) -> None:
+    location = locate(given, "/home")
+    assert (location.where, location.folder, location.home) == (where, None, None)
+    assert str(location) == where
+
+
+@pytest.mark.parametrize("home", ["s3://bucket", "s3://bucket/", "s3://bucket/flwr"])
+def test_a_home_may_be_a_url(home: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    location = locate("cifar/digits", home)
+    assert location.where == home.rstrip("/") + "/cifar/digits"
+    assert location.home == home.rstrip("/")
+    monkeypatch.setenv("FLWR_CKPT_HOME", home)
+    assert locate("cifar/digits").where == location.where
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("file:///tmp/x", "s3://, gs://, az://, memory://"),
+        ("https://host/x", "s3://, gs://, az://, memory://"),
+        ("s3:///x", "empty"),
+        ("s3://bucket//x", "empty"),
+        ("s3://bucket/a b", "other characters"),
+        ("s3://bucket/../x", "dots"),
+        ("s3://bucket/x/round-1", "own files"),
+    ],
+)
+def test_a_url_of_nothing_is_refused_with_why(url: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
         locate(url)
-    with pytest.raises(ValueError, match="object storage is not supported yet"):
+    with pytest.raises(ValueError, match=rf"the checkpoint home .*{why}"):
         locate("digits", url)
+
+
+def test_a_run_needs_a_folder_in_its_bucket() -> None:
+    with pytest.raises(ValueError, match="below the bucket, as in 's3://bucket/digits'"):
+        locate("s3://bucket")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://KEY:hid/den@bucket/x",
+        "az://container/x?sig=hidden",
+        "s3://bucket/x#hidden",
+        "s3://KEY:hid\0den@bucket/x",
+        "nonsense://KEY:hidden@bucket/x",
+    ],
+)
+def test_a_url_with_credentials_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ValueError, match="run '") as run:
+        locate(url)
+    assert "hid" not in str(run.value)
+    with pytest.raises(ValueError, match="credentials or a query") as home:
+        locate("digits", url)
+    assert "hid" not in str(home.value)
 
 
 @pytest.mark.parametrize("text", ["/", "//", "/a\0b", "a\0b"])

@@ -152,4 +152,4 @@ def test_runs_are_found_by_name(checkpoint_home: Path) -> None:
 
 def test_another_home_can_be_looked_under(tmp_path: Path) -> None:
     opened(tmp_path / "other/run")
-    assert [location.path for location in runs_under(tmp_path / "other")] == [tmp_path / "other/run"]
+    assert [location.folder for location in runs_under(tmp_path / "other")] == [tmp_path / "other/run"]

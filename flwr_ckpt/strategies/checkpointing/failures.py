@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 from ...store import CheckpointError, Draft
 from .. import logs
@@ -16,14 +15,14 @@ class Failures:
 
     Parameters
     ----------
-    path : Path
-        The run's folder, for messages.
+    where : str
+        Path or URL of the run, for messages.
     raises : bool
         Whether a failure is raised at the next hook, or only logged.
     """
 
-    def __init__(self, path: Path, *, raises: bool) -> None:
-        self._path = path
+    def __init__(self, where: str, *, raises: bool) -> None:
+        self._where = where
         self._raises = raises
         self._first: BaseException | None = None
         self._unsaved: BaseException | None = None
@@ -40,7 +39,7 @@ class Failures:
             "Round %d (%s) could not be saved in %s: %s: %s. Training goes on; the next round is saved again",
             draft.round,
             draft.phase,
-            self._path,
+            self._where,
             type(failure).__name__,
             failure,
         )
@@ -80,4 +79,4 @@ class Failures:
 
     def describe(self, failure: BaseException) -> CheckpointError:
         """Say in one error what failed and where."""
-        return CheckpointError(f"{self._path}: a commit failed: {type(failure).__name__}: {failure}")
+        return CheckpointError(f"{self._where}: a commit failed: {type(failure).__name__}: {failure}")

@@ -237,7 +237,7 @@ class LegacyRun:
             logs.warning(
                 "%s: %d rounds are done, and the server stopped after round %d; round numbers are absolute, so its "
                 "parameters are those of round %d, and its history ends early",
-                self.session.location.path,
+                self.session.location.where,
                 last,
                 self._last_configured,
                 last,
@@ -280,7 +280,7 @@ class LegacyRun:
         commit = session.reader.of_round(server_round)
         if commit is None:
             raise CheckpointError(
-                f"{session.location.path}: the arrays of round {server_round} were removed by {session.keep}, and the "
+                f"{session.location.where}: the arrays of round {server_round} were removed by {session.keep}, and the "
                 "server looks at them again as the run resumes; give keep=KeepAll() to runs of such a server"
             )
         return [session.reader.read(commit, entry) for entry in commit.arrays]
@@ -397,4 +397,4 @@ def _close_at_exit(run: weakref.ref[LegacyRun]) -> None:
     try:
         alive.close()
     except (CheckpointError, OSError) as error:
-        logs.error("The end of the run in %s could not be written: %s", alive.session.location.path, error)
+        logs.error("The end of the run in %s could not be written: %s", alive.session.location.where, error)

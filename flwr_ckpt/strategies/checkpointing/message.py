@@ -224,7 +224,7 @@ class MessageRun:
         def fetch(entry: Entry) -> bytes:
             if commit is None:
                 raise CheckpointError(
-                    f"{session.location.path}: the arrays of round {server_round} were removed by {session.keep}, and "
+                    f"{session.location.where}: the arrays of round {server_round} were removed by {session.keep}, and "
                     "the strategy's start() looks at them again as the run resumes; give keep=KeepAll() to runs of "
                     "such a strategy"
                 )

@@ -162,7 +162,7 @@ def _path(choice: Choice) -> str:
 
 def _whole_file(commit: Commit, choice: Choice) -> str | None:
     """The file that holds the arrays of a commit and nothing else, if there is one: the model may be a link to it."""
-    if choice.whole is not None:
+    if choice.whole is not None or not os.path.isabs(commit.path):  # to what lies behind a URL there is no link
         return None
     files = sorted({place.file for entry in commit.arrays for place in entry.places[:1]})
     if len(files) != 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ...store import CheckpointMismatchError
@@ -16,8 +15,8 @@ class Nodes:
 
     Parameters
     ----------
-    path : Path
-        The run's folder, for messages.
+    where : str
+        Path or URL of the run, for messages.
     seed : int or None
         Makes order and sampling those of every run.
     private : bool
@@ -31,10 +30,10 @@ class Nodes:
         What of the resumed state is keyed by node ids: path to ids; set as a run is resumed.
     """
 
-    def __init__(self, path: Path, seed: int | None, *, private: bool) -> None:
+    def __init__(self, where: str, seed: int | None, *, private: bool) -> None:
         self.ids: list[Any] = []
         self.keyed: Mapping[str, list[str]] = {}
-        self._path = path
+        self._where = where
         self._seed = seed
         self._private = private
         self._moment = (0, "start")
@@ -84,7 +83,7 @@ class Nodes:
         for path, keys in keyed.items():
             if here.isdisjoint(keys):
                 raise CheckpointMismatchError(
-                    f"{self._path}: {path} is keyed by node ids, and none of its {len(keys)} is connected now. Give "
+                    f"{self._where}: {path} is keyed by node ids, and none of its {len(keys)} is connected now. Give "
                     "the SuperNodes keys of their own, so that their ids survive a restart; or list the attribute in "
                     'exclude= if it is rebuilt every round; or resume="must" to keep the old entries'
                 )

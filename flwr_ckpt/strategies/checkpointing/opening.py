@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from ...store import (
     CheckpointCorruptError,
@@ -11,6 +10,7 @@ from ...store import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     Commit,
+    Location,
     RunReader,
 )
 from .. import logs
@@ -38,7 +38,7 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
     CheckpointMismatchError
         If ``"never"`` finds something, or what lies there is another run's.
     """
-    where = str(reader.location.path)
+    where = reader.location.where
     if newest is None:
         if resume == "must":
             raise CheckpointNotFoundError(
@@ -75,7 +75,7 @@ def refuse_damaged(reader: RunReader) -> None:
     if reader.resume(strict_history=False) is None and reader.passed:
         rounds = sorted({extent.last for extent in reader.passed})
         raise CheckpointCorruptError(
-            f"{reader.location.path}: there are checkpoints up to round {rounds[-1]}, and none of them is sound (the "
+            f"{reader.location.where}: there are checkpoints up to round {rounds[-1]}, and none of them is sound (the "
             "lines above say why). Nothing has been deleted: restore the folder from a backup, or use another run name "
             "to start over"
         )
@@ -94,13 +94,13 @@ def tell_of_changes(stored: Identity, identity: Identity) -> None:
                 logs.info("%s[%r] was %r then and is %r now", config, key, then, now)
 
 
-def check_space(path: Path, name: str, size: int, num_rounds: int) -> None:
+def check_space(location: Location, name: str, size: int, num_rounds: int) -> None:
     """A strategy with its own ``start()`` keeps all rounds; better no start than a full disk overnight.
 
     Parameters
     ----------
-    path : Path
-        The run's folder.
+    location : Location
+        Of the run; nobody knows how much room a URL offers.
     name : str
         The strategy's class, for the message.
     size : int
@@ -113,17 +113,19 @@ def check_space(path: Path, name: str, size: int, num_rounds: int) -> None:
         If the rounds will not fit.
     """
     needed = size * (num_rounds + 1)
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
     logs.info(
         "%s has its own start(), which runs again on the record when the run resumes: all %d rounds are kept, about %s",
         name,
         num_rounds,
         logs.readable_size(needed),
     )
+    if location.folder is None:
+        return
+    existing = next(folder for folder in (location.folder, *location.folder.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     if needed > free:
         raise CheckpointError(
-            f"{path}: keeping {num_rounds} rounds takes about {logs.readable_size(needed)}, and "
+            f"{location.where}: keeping {num_rounds} rounds takes about {logs.readable_size(needed)}, and "
             f"{logs.readable_size(free)} are free; make room, or give keep= (start() cannot look at rounds it removes "
             "when the run resumes)"
         )

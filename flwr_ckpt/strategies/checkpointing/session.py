@@ -108,7 +108,7 @@ class Session:
         self.loaded: Loaded | None = None
         self.num_rounds: int | None = None
         self.attempts: dict[int, int] = {}
-        self.nodes = Nodes(location.path, settings.seed, private=self.private)
+        self.nodes = Nodes(location.where, settings.seed, private=self.private)
         self.models = Models(module, settings.loss_key)
         others = {**self.models.roots, "extra": dict(settings.extra_state)}
         self.kept = Kept(strategy, others, exclude=settings.exclude, private=self.private)
@@ -119,7 +119,7 @@ class Session:
         self._identity: Identity | None = None
         self._identity_json: Json = None
         self._saver: Saver | None = None
-        self._failures = Failures(location.path, raises=self.before_release or settings.on_error == "raise")
+        self._failures = Failures(location.where, raises=self.before_release or settings.on_error == "raise")
         self._quiet = logs.Quiet()
         weakref.finalize(self, self._quiet.end)  # a server that breaks off in replay must not leave Flower silent
         self._depth = threading.local()
@@ -174,13 +174,13 @@ class Session:
         try:
             self._find_out()
         except BaseException:
-            del _live[str(self.location.path)]  # whoever mends what was wrong may try again
+            del _live[self.location.where]  # whoever mends what was wrong may try again
             raise
 
     def _find_out(self) -> None:
         for line in prepare(self.location):
             logs.warning("%s", line)
-        logs.info("Checkpoints of this run: %s (%s)", self.location.path, self.location.source)
+        logs.info("Checkpoints of this run: %s (%s)", self.location.where, self.location.source)
         if self.private and self.settings.seed is not None:
             logs.warning(
                 "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what "
@@ -197,7 +197,7 @@ class Session:
             self._take_over()
 
     def _be_the_only_one(self) -> None:
-        key = str(self.location.path)
+        key = self.location.where
         if key in _live:
             raise CheckpointError(
                 f"{key}: another strategy of this process has this run open. If it has ended, call its close() first "
@@ -223,7 +223,7 @@ class Session:
             self._judge(resumed.commit if resumed else None)
             if self.loaded is not None and (resumed is None or resumed.commit.path != self.loaded.commit.path):
                 raise CheckpointError(
-                    f"{self.location.path}: another server has gone on with this finished run meanwhile; start again "
+                    f"{self.location.where}: another server has gone on with this finished run meanwhile; start again "
                     "to resume from where it is"
                 )
         except BaseException:
@@ -260,7 +260,7 @@ class Session:
         differences = self.kept.differences(self.loaded)
         if differences:
             stored = Identity.from_json(self.loaded.documents["identity"])
-            check_configuration(stored, stored, str(self.location.path), differences)
+            check_configuration(stored, stored, self.location.where, differences)
 
     def _put_back(self) -> None:
         """Put the state of the resumed commit back, once."""
@@ -341,7 +341,7 @@ class Session:
         self.models.begin(arrays)
         self.models.take(arrays)
         if self.own_start and self.settings.keep is None and self.num_rounds is not None:
-            check_space(self.location.path, self.name, sum(len(blob.data) for blob in blobs), self.num_rounds)
+            check_space(self.location, self.name, sum(len(blob.data) for blob in blobs), self.num_rounds)
         snapshot, documents = self._capture()
         for line in snapshot.inventory:
             logs.info("  %s", line)
@@ -444,7 +444,7 @@ class Session:
         if self._saver.holds_unsaved:
             logs.error(
                 "%s: the state of the last round could not be stored (see above); the run is not marked as finished",
-                self.location.path,
+                self.location.where,
             )
             return
         self._saver.settle()
@@ -454,12 +454,12 @@ class Session:
             logs.error(
                 "%s: the end of the run could not be saved: the final model is not on disk. Make room, or mend what "
                 "the errors above name, and start again",
-                self.location.path,
+                self.location.where,
             )
             return
         logs.info(
             "The run is finished and kept in %s; look at it with flwr_ckpt.CheckpointStore(%r)",
-            self.location.path,
+            self.location.where,
             self.location.label,
         )
 
@@ -467,7 +467,7 @@ class Session:
         logs.info(
             "The run in %s is finished after %d rounds: nothing was trained; a larger num_rounds extends it, another "
             "run name (or removing that folder) starts over",
-            self.location.path,
+            self.location.where,
             self.record.last_round,
         )
 
@@ -477,7 +477,7 @@ class Session:
             return
         self.closed = True
         self._quiet.end()
-        if _live.get(str(self.location.path)) is self:
-            del _live[str(self.location.path)]
+        if _live.get(self.location.where) is self:
+            del _live[self.location.where]
         if self._saver is not None:
             self._saver.close()

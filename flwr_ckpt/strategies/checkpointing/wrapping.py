@@ -177,7 +177,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
     @_Attribute
     def store(self) -> CheckpointStore:
         """The run's `CheckpointStore`."""
-        return CheckpointStore(run_of(self).session.location.path)
+        return CheckpointStore(run_of(self).session.location)
 
     @_Attribute
     def resumed_round(self) -> int | None:
