@@ -6,10 +6,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# pyenv offers only those interpreters that are chosen: here all may be wanted. Where there is no pyenv, this is nothing.
+NOX = PYENV_VERSION="$$(pyenv versions --bare 2>/dev/null | grep -E '^3\.[0-9.]+$$' | paste -sd:)" \
+	$(BIN)/uv tool run --quiet nox@2026.10.20
 
 .PHONY: help
 help: ## Say what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 # Made anew when what it holds is asked for anew: an environment that was only added to proves nothing.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -30,6 +33,14 @@ test-slow: $(INSTALLED) ## The slow tests: real Flower runs, killed and resumed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,examples]"
 	$(BIN)/python -m pytest -q -m slow
 
+.PHONY: test-matrix
+test-matrix: $(INSTALLED) ## The tests of the core with each Python and each Flower that go together; finds python3.10 to python3.13
+	$(NOX) --sessions matrix
+
+.PHONY: test-packages
+test-packages: $(INSTALLED) ## Build wheel and source distribution, install each extra in an empty environment, test what is installed
+	$(NOX) --sessions packages
+
 .PHONY: lint
 lint: $(INSTALLED) ## Style, types, and which room may import which
 	$(BIN)/ruff check .
@@ -39,5 +50,5 @@ lint: $(INSTALLED) ## Style, types, and which room may import which
 
 .PHONY: clean
 clean: ## Remove the environment and every cache
-	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .nox build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

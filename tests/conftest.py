@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,41 @@ def checkpoint_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "checkpoint-home"
     monkeypatch.setenv("FLWR_CKPT_HOME", str(home))
     return home
+
+
+OPTIONAL = ("dp_accounting", "moto", "obstore", "opacus", "safetensors", "sklearn", "torch")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run of the tests say which optional packages it goes without."""
+    parser.addoption(
+        "--without", action="append", default=[], choices=OPTIONAL, help="an optional package to do without"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to start without an optional package that nobody gave up: its tests would be skipped in silence."""
+    without = config.getoption("--without")
+    if missing := [name for name in OPTIONAL if find_spec(name) is None and name not in without]:
+        flags = " ".join(f"--without {name}" for name in missing)
+        raise pytest.UsageError(f"not installed: {', '.join(missing)}. Install .[dev], or go without: {flags}")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what the tests go without."""
+    return f"without: {', '.join(config.getoption('--without')) or 'nothing'}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
+    """Skip the modules that import what this run goes without; the summary names each of them."""
+    report: Any = yield
+    raised = report.call.excinfo.value if report.outcome == "failed" else None
+    cause = raised.__cause__ if raised is not None else None
+    if isinstance(cause, ImportError) and str(cause.name).partition(".")[0] in collector.config.getoption("--without"):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"without {cause.name}")
+    return report
 
 
 TABLES = {  # the name under which a test records (what, phase, round, outcome): the title of the table

@@ -1,0 +1,59 @@
+"""What is promised to those who install the package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli  # Flower brings it; the standard library has its own from 3.11 on
+
+import flwr_ckpt
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    project: dict[str, Any] = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project
+
+
+def names(requirements: list[str]) -> set[str]:
+    return {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements}
+
+
+def test_the_core_needs_flower_and_numpy_alone(project: dict[str, Any]) -> None:
+    assert names(project["dependencies"]) == {"flwr", "numpy"}
+
+
+def test_all_holds_every_extra_that_is_for_users(project: dict[str, Any]) -> None:
+    (everything,) = project["optional-dependencies"]["all"]
+    extras = set(re.fullmatch(r"flwr-ckpt\[(.*)\]", everything)[1].split(","))  # type: ignore[index]
+    assert extras == set(project["optional-dependencies"]) - {"all", "dev", "docs", "examples", "test"}
+
+
+def test_the_version_is_written_once(project: dict[str, Any]) -> None:
+    assert "version" not in project
+    assert re.fullmatch(r"\d+\.\d+\.\d+", flwr_ckpt.__version__)
+
+
+def test_each_python_that_is_promised_is_tried(project: dict[str, Any]) -> None:
+    matrix = re.search(r"for python in \((.*)\)", (ROOT / "noxfile.py").read_text())
+    assert matrix is not None
+    tried = re.findall(r"3\.\d+", matrix[1])
+    promised = [line.rpartition(" ")[2] for line in project["classifiers"] if "Python :: 3." in line]
+    assert tried == promised
+    assert project["requires-python"] == f">={tried[0]}"
+
+
+def test_each_development_dependency_is_pinned(project: dict[str, Any]) -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {line.partition("==")[0].lower() for line in lines if not line.startswith("#")}
+    wanted = names([name for extra in project["optional-dependencies"].values() for name in extra]) | {"flwr", "numpy"}
+    assert wanted - {"flwr-ckpt"} <= pinned
+
+
+def test_types_are_there_for_users() -> None:
+    assert (Path(flwr_ckpt.__file__).parent / "py.typed").exists()
