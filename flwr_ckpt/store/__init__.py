@@ -10,7 +10,7 @@ from .background import BackgroundWriter
 from .checkpoint import Checkpoint
 from .checkpoint_store import CheckpointStore, RoundRecord
 from .commit import RunWriter
-from .draft import Blob, Buffer, Draft, Outcome, Phase
+from .draft import Blob, Buffer, Draft, LateBlobs, Outcome, Phase, settled
 from .errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -51,6 +51,7 @@ __all__ = [
     "KeepEither",
     "KeepEvery",
     "KeepLatest",
+    "LateBlobs",
     "Loaded",
     "Location",
     "Mode",
@@ -70,5 +71,6 @@ __all__ = [
     "parse_keep",
     "prepare",
     "runs_under",
+    "settled",
     "to_json",
 ]

@@ -127,6 +127,7 @@ def _group(
 ) -> list[Slot]:
     if blobs is None:
         return contents.carry(before, label)
+    blobs = tuple(blobs)
     names = [blob.name for blob in blobs]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -32,8 +32,8 @@ _NOT = "It has not taken effect"
 class _Carried:
     """What failed commits were to hold."""
 
-    arrays: tuple[Blob, ...] | None = None
-    state: tuple[Blob, ...] | None = None
+    arrays: Sequence[Blob] | None = None
+    state: Sequence[Blob] | None = None
     documents: Mapping[str, Json] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
 
@@ -349,7 +349,7 @@ def _held(draft: Draft) -> _Carried:
     return _Carried(_copied(draft.arrays), _copied(draft.state), draft.documents, draft.outcomes)
 
 
-def _copied(blobs: tuple[Blob, ...] | None) -> tuple[Blob, ...] | None:
+def _copied(blobs: Sequence[Blob] | None) -> tuple[Blob, ...] | None:
     if blobs is None:
         return None
     return tuple(blob if isinstance(blob.data, bytes) else replace(blob, data=bytes(blob.data)) for blob in blobs)

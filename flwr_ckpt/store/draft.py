@@ -6,9 +6,9 @@ Nothing here touches a disk. A `Draft` is made by ``strategies/`` (from what ``s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from .values import Json
 
@@ -43,6 +43,44 @@ class Blob:
     stype: str = ""
 
 
+class LateBlobs(Sequence[Blob]):
+    """Blobs that are made when they are read, in the writer's thread: the caller's takes references, and goes on.
+
+    Parameters
+    ----------
+    length : int
+        How many there are.
+    make : callable
+        Makes them all, from what cannot change any more.
+    """
+
+    def __init__(self, length: int, make: Callable[[], Iterator[Blob]]) -> None:
+        self._length = length
+        self._make = make
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Blob]:
+        return self._make()
+
+    @overload
+    def __getitem__(self, index: int) -> Blob: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Blob]: ...
+    def __getitem__(self, index: int | slice) -> Blob | Sequence[Blob]:
+        return tuple(self._make())[index]
+
+
+def settled(data: Any) -> Buffer:
+    """Refer to bytes that nobody can change any more: exactly ``bytes``, or a read-only view of them; else copy."""
+    if type(data) is bytes:
+        return data
+    if type(data) is memoryview and data.readonly and type(data.obj) is bytes and data.c_contiguous and data.nbytes:
+        return data.cast("B")
+    return bytes(data)
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a phase of a round answered: the line of the run's history that replay reads.
@@ -74,9 +112,9 @@ class Draft:
 
     Attributes
     ----------
-    arrays : tuple of Blob, or None
+    arrays : sequence of Blob, or None
         The global arrays; ``None`` means as in the commit before.
-    state : tuple of Blob, or None
+    state : sequence of Blob, or None
         The arrays of the strategy's own state; ``None`` means as in the commit before.
     documents : Mapping[str, Json]
         JSON documents by name (the state tree, the baseline, who wrote it). One that is left out is as in the
@@ -91,8 +129,8 @@ class Draft:
 
     round: int
     phase: Phase
-    arrays: tuple[Blob, ...] | None = None
-    state: tuple[Blob, ...] | None = None
+    arrays: Sequence[Blob] | None = None
+    state: Sequence[Blob] | None = None
     documents: Mapping[str, Json] = field(default_factory=dict)
     outcomes: tuple[Outcome, ...] = ()
     durable: Callable[[Any], None] = lambda commit: None

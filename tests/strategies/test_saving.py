@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import Array, ArrayRecord, ConfigRecord
+from flwr.common import Parameters
 from flwr.serverapp.strategy import FedAvg, Result
 
 from flwr_ckpt import (
@@ -24,6 +25,8 @@ from flwr_ckpt import (
     KeepAll,
     KeepLatest,
 )
+from flwr_ckpt.strategies.checkpointing.legacy import parameters_blobs
+from flwr_ckpt.strategies.checkpointing.message import record_blobs
 from tests.lab.message import FakeGrid, average_client, start, told
 from tests.lab.unusual import OwnStart
 
@@ -305,3 +308,27 @@ def test_any_signature_of_start_is_bound_by_flowers_names(run: Path) -> None:
     assert strategy.greeting == "hello"
     assert isinstance(result.arrays, ArrayRecord)
     assert list(result.train_metrics_clientapp) == [1, 2]
+
+
+def test_what_is_handed_over_stays_as_it_was() -> None:
+    """A hook's record may be changed as soon as it has returned, before the writer has looked at it."""
+    record = ArrayRecord({"w": Array(np.zeros(3, np.float32)), "b": Array(np.ones(2))})
+    expected = [(name, array.data, array.dtype, array.shape, array.stype) for name, array in record.items()]
+    blobs = record_blobs(record)
+    record["w"].data = b"others"
+    record["b"] = Array(np.zeros(9))
+    record["late"] = Array(np.zeros(1))
+    assert len(blobs) == 2
+    assert [(blob.name, blob.data, blob.dtype, blob.shape, blob.stype) for blob in blobs] == expected
+    assert blobs[1].name == "b"
+
+
+def test_only_what_can_change_is_copied() -> None:
+    data = Array(np.arange(6.0)).data
+    writable = bytearray(data)
+    tensors = [data, memoryview(data), memoryview(writable), memoryview(writable).toreadonly(), memoryview(data)[::2]]
+    blobs = list(parameters_blobs(Parameters(tensors, "numpy.ndarray")))  # type: ignore[arg-type]
+    writable[:] = bytes(len(writable))
+    assert [bytes(blob.data) for blob in blobs] == [data] * 4 + [data[::2]]
+    assert blobs[0].data is data
+    assert memoryview(blobs[1].data).obj is data

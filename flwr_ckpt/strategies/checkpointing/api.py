@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,5 +29,5 @@ class Api:
     """
 
     order: tuple[Phase, ...]
-    blobs: Callable[[Any], list[Blob]]
+    blobs: Callable[[Any], Sequence[Blob]]
     arrays: Callable[[Loaded], ServerParameters]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from flwr.common import EvaluateIns, FitIns, Parameters
@@ -18,7 +18,7 @@ from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from ...store import Blob, CheckpointError, Loaded, Outcome, Phase
+from ...store import Blob, CheckpointError, LateBlobs, Loaded, Outcome, Phase, settled
 from .. import logs
 from .api import Api
 from .callers import caller_of_hook, running_server, server_name
@@ -368,12 +368,13 @@ def _check_parameters(parameters: object, who: str) -> None:
         )
 
 
-def parameters_blobs(parameters: Parameters) -> list[Blob]:
+def parameters_blobs(parameters: Parameters) -> Sequence[Blob]:
     """Refer to legacy tensors as they lie in memory, named by their place (``0000``, ``0001``, …)."""
-    return [
-        Blob(f"{index:04d}", tensor if type(tensor) is bytes else bytes(tensor), "npy", stype=parameters.tensor_type)
-        for index, tensor in enumerate(parameters.tensors)
-    ]
+    tensors, tensor_type = list(map(settled, parameters.tensors)), parameters.tensor_type
+    return LateBlobs(
+        len(tensors),
+        lambda: (Blob(f"{index:04d}", tensor, "npy", stype=tensor_type) for index, tensor in enumerate(tensors)),
+    )
 
 
 def _parameters(loaded: Loaded) -> Parameters:

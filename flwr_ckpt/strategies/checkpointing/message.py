@@ -7,14 +7,15 @@ record is answered from there, and the strategy's own is not called; from the fi
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ...store import Blob, CheckpointError, Commit, Entry, Loaded, Outcome, Phase
+from ...store import Blob, CheckpointError, Commit, Entry, LateBlobs, Loaded, Outcome, Phase, settled
 from .api import Api
 from .grid import CheckpointingGrid
 from .identity import Identity, record_types, versions
@@ -25,6 +26,7 @@ from .session import Session
 
 EvaluateFn = Callable[[int, ArrayRecord], "MetricRecord | None"]
 _START = inspect.signature(Strategy.start)
+_FIELDS = tuple(map(attrgetter, ("data", "dtype", "shape", "stype")))
 
 
 class MessageRun:
@@ -315,23 +317,23 @@ def _run_of(grid: Any) -> Any:
         return None
 
 
-def record_blobs(record: ArrayRecord) -> list[Blob]:
+def record_blobs(record: ArrayRecord) -> Sequence[Blob]:
     """Refer to the arrays of a record as they lie in memory.
 
-    Exactly ``bytes`` cannot change and are referred to; anything else (memoryviews, after a push in deployment) is
-    copied here, on the caller's thread.
+    A record may be changed as soon as the hook has returned, so its fields are taken now; list by list, because
+    10,000 tuples would set off the garbage collector. What bytes of Flower's can change is copied here.
     """
-    return [
-        Blob(
-            name,
-            data if type(data := array.data) is bytes else bytes(data),
-            "npy",
-            array.dtype,
-            tuple(array.shape),
-            array.stype,
-        )
-        for name, array in record.items()
-    ]
+    names = list(record)
+    data, dtypes, shapes, stypes = (list(map(of, record.values())) for of in _FIELDS)
+    if set(map(type, data)) != {bytes}:
+        data = list(map(settled, data))
+    return LateBlobs(
+        len(names),
+        lambda: (
+            Blob(name, data, "npy", dtype, tuple(shape), stype)
+            for name, data, dtype, shape, stype in zip(names, data, dtypes, shapes, stypes, strict=True)
+        ),
+    )
 
 
 def _record(loaded: Loaded) -> ArrayRecord:

@@ -163,10 +163,10 @@ class Saver:
             self._end()
         self.raise_failure()
 
-    def _arrays(self, blobs: Sequence[Blob] | None) -> tuple[Blob, ...] | None:
+    def _arrays(self, blobs: Sequence[Blob] | None) -> Sequence[Blob] | None:
         """The arrays of a commit: where a phase has none, those that are held back are not on disk yet."""
         if blobs is not None:
-            return tuple(blobs)
+            return blobs
         return None if self._held is None else self._held.arrays
 
     def _hold(self, draft: Draft | None) -> None:
