@@ -92,7 +92,7 @@ class BlobCollector:
         entries = list(self._entries.values())
         total = sum(_padded(entry.source.nbytes) for entry in entries if isinstance(entry, _Copy))
         if not total:
-            return tuple(entry if isinstance(entry, Blob) else _blob(entry, b"") for entry in entries), _nothing
+            return tuple(entry if isinstance(entry, Blob) else _blob(entry, b"") for entry in entries), nothing
         memory = self._pool.take(total)
         blobs, offset = [], 0
         for entry in entries:
@@ -120,8 +120,8 @@ class _Once:
         action()
 
 
-def _nothing() -> None:
-    return
+def nothing() -> None:
+    """Release what was never taken."""
 
 
 def _blob(entry: _Copy, data: Buffer) -> Blob:

@@ -42,7 +42,7 @@ def sequence(walk: Walk, value: Any, node: dict[str, Any], path: Path, values: I
     node["v"] = items
     pending: list[Child] = []
     for index, item in enumerate(value if values is None else values):
-        if _stands_for_itself(item):
+        if stands_for_itself(item):
             items.append(item)
         else:
             items.append(None)
@@ -65,7 +65,7 @@ def mapping(walk: Walk, value: Any, node: dict[str, Any], path: Path) -> Node:
         if not by_name:
             out, slot = [name, None], 1
             pairs.append(out)
-        if _stands_for_itself(item):
+        if stands_for_itself(item):
             out[slot] = item
         else:
             out[slot] = None
@@ -126,7 +126,8 @@ def _chain_map(walk: Walk, value: collections.ChainMap[Any, Any], node: dict[str
     return sequence(walk, value, node, path, value.maps)
 
 
-def _stands_for_itself(value: Any) -> bool:
+def stands_for_itself(value: Any) -> bool:
+    """Whether a value is its own node: most are, and are put in place at once."""
     kind = type(value)
     return (
         (kind is float and -_INFINITY < value < _INFINITY)

@@ -20,7 +20,7 @@ from flwr_ckpt.store.values import Json
 from . import generators
 from .arrays import ArrayEncoder
 from .classes import OwnPackages, is_named_tuple, type_name
-from .containers import CONTAINERS, Child, mapping, sequence
+from .containers import CONTAINERS, Child, mapping, sequence, stands_for_itself
 from .flower import STRATEGIES, ConfigRecord, MetricRecord, RecordDict
 from .leaves import Node, encode_scalar
 from .objects import attributes, content_of, has_state_dict
@@ -28,6 +28,7 @@ from .paths import Names, Path
 from .singles import Opaque, SingleEncoder, unstorable_state_dict
 
 _LEVELS_IN_PLACE = 40
+_RECORDS = (ConfigRecord, MetricRecord, RecordDict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,10 @@ class Encoder:
             node: dict[str, Any] = {"$": type(value).__name__}
             self._met[id(value)] = (value, node, parent, kind, key)
             return container(self, value, node, path)
+        if type(value) is types.FunctionType and parent is not None:
+            return self.singles.function(value) or self.singles.not_state(value, path)
+        if type(value) in _RECORDS:
+            return self._record(value, path)
         if type(value) is np.ndarray and (data := self._arrays.ndarray(value, path)) is not None:
             self._met[id(value)] = (value, data, parent, kind, key)  # what there may be thousands of
             return data
@@ -230,7 +235,7 @@ class Encoder:
         return sequence(self, value, node, path, tuple.__iter__(value))
 
     def _record(self, value: Any, path: Path) -> Node:
-        kind = next(kind for kind in (ConfigRecord, MetricRecord, RecordDict) if isinstance(value, kind))
+        kind = next(kind for kind in _RECORDS if isinstance(value, kind))
         node: dict[str, Any] = {"$": kind.__name__}
         self._meet(value, node, path)
         return mapping(self, value, node, path)
@@ -265,7 +270,11 @@ class Encoder:
         places: list[Child] = []
         node["v"] = {}
         for name, item in attributes(value).items():
-            if not self._excluded or not self.excludes(path.attribute(name)):
+            if self._excluded and self.excludes(path.attribute(name)):
+                continue
+            if stands_for_itself(item):
+                node["v"][name] = item
+            else:
                 node["v"][name] = None
                 places.append((item, node["v"], name, "attribute", name))
         content = content_of(value)
@@ -289,7 +298,7 @@ def _is_strategy(value: object, path: Path) -> bool:
 
 _KINDS: tuple[tuple[Callable[[object], bool], Callable[[Encoder, Any, Path], Node | None]], ...] = (
     (generators.is_generator, Encoder._generator),
-    (lambda value: isinstance(value, (ConfigRecord, MetricRecord, RecordDict)), Encoder._record),
+    (lambda value: isinstance(value, _RECORDS), Encoder._record),
     (lambda value: is_named_tuple(type(value)), Encoder._named_tuple),
     (lambda value: isinstance(value, types.MethodType), Encoder._method),
 )

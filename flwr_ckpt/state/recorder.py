@@ -11,10 +11,11 @@ from flwr_ckpt.store.values import Json
 
 from .array_decode import ArrayDecoder
 from .arrays import ArrayEncoder, digest_of
-from .buffers import BlobCollector, BufferPool
+from .buffers import BlobCollector, BufferPool, nothing
 from .classes import OwnPackages
 from .compare import alike
 from .encode import Encoded, Encoder
+from .flat import FlatRoots
 from .inventory import inventory
 from .leaves import Node
 from .links import Links, LiveArrays
@@ -90,6 +91,7 @@ class StateRecorder:
         self._own = OwnPackages()
         self._pool = BufferPool()
         self._digests = _Digests()
+        self._flat = FlatRoots()
         self._anchors: dict[int, str] = {}
         self._anchored: dict[str, object] = {}  # held, so that no other object gets the same id()
         self._baseline: Encoded | None = None
@@ -122,6 +124,9 @@ class StateRecorder:
             As `take_baseline`.
         """
         baseline = self._taken_baseline()
+        flat = _flat(roots)
+        if self._inventory is not None and (known := self._flat.again(flat)) is not None:
+            return Snapshot(known.tree, baseline.tree, (), nothing, (), self._inventory, ())
         collector = BlobCollector(self._pool)
         sharing = Sharing()
         found = self._walk(roots, sharing, collector)
@@ -132,6 +137,7 @@ class StateRecorder:
             self._inventory = tuple(inventory(Tree(found.tree), blobs, found.opaque, sorted(idle)))
         problems = tuple(self._problems(found, baseline))
         warnings = tuple(self._warnings(found, baseline))
+        self._flat.remember(flat, None if blobs or problems else found)
         return Snapshot(found.tree, baseline.tree, blobs, release, problems, self._inventory, warnings)
 
     def restore(self, roots: Roots, stored: StoredState) -> list[str]:

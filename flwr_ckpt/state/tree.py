@@ -166,6 +166,8 @@ def dicts_keyed_by(tree: Json, ids: Collection[int | str]) -> dict[str, list[Any
     dict
         Path (``strategy.registered_nodes``) to the keys found there.
     """
+    if not any(_first_key(node) in ids for node in _mappings(tree)):
+        return {}  # as in hardly any commit of hardly any run
     wanted = {token(identity) for identity in ids}
     found = {}
     for path, node in _dictionaries(Tree(tree)):
@@ -173,3 +175,19 @@ def dicts_keyed_by(tree: Json, ids: Collection[int | str]) -> dict[str, list[Any
         if keys and all(name in wanted for name, _ in keys):
             found[str(path)] = [key for _, key in keys]
     return found
+
+
+def _mappings(tree: Json) -> Iterator[dict[str, Any]]:
+    stack = [*tree["roots"].values(), *tree["deep"]]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, dict):
+            if node["$"] in MAPPING_KINDS:
+                yield node
+            stack.extend(child for child in children(node) if isinstance(child, dict))
+
+
+def _first_key(node: dict[str, Any]) -> int | str | None:
+    """The first key, if it is one that a node could have."""
+    key = next(iter(node["v"]), None) if "v" in node else next((key for key, _ in node["kv"]), None)
+    return key if type(key) in (int, str) else None
