@@ -8,8 +8,8 @@ import os
 import secrets
 import stat
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from .draft import Buffer
@@ -99,15 +99,13 @@ class LocalFiles:
         self._make(self.root / folder)
 
     def create(self, key: str, buffers: Sequence[Buffer], *, beside: Callable[[], None] | None = None) -> None:
-        """Write with ``writev`` from where the buffers lie, then ``fsync``, during which processors have time."""
+        """Write with ``writev`` from where the buffers lie, then ``fsync``."""
         descriptor = self._open_new(key)
         try:
             try:
-                self._write_all(descriptor, buffers)
-                if beside is None:
+                with _done_beside(beside) if beside is not None else nullcontext():
+                    self._write_all(descriptor, buffers)
                     self._system.fsync(descriptor)
-                else:
-                    self._sync_beside(descriptor, beside)
             finally:
                 self._system.close(descriptor)
         except BaseException:
@@ -204,19 +202,6 @@ class LocalFiles:
         finally:
             self._system.close(descriptor)
 
-    def _sync_beside(self, descriptor: int, work: Callable[[], None]) -> None:
-        thread = threading.Thread(target=work, name="flwr-ckpt-beside", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:  # at interpreter exit no thread can be started
-            work()
-            self._system.fsync(descriptor)
-            return
-        try:
-            self._system.fsync(descriptor)
-        finally:
-            thread.join()
-
     def _read(self, descriptor: int, offset: int, size: int) -> bytes:
         first = self._system.pread(descriptor, size, offset)
         if len(first) in (0, size):
@@ -241,3 +226,19 @@ class LocalFiles:
                     break
                 written -= view.nbytes
                 start += 1
+
+
+@contextmanager
+def _done_beside(work: Callable[[], None]) -> Iterator[None]:
+    """Do some work in a thread of its own, begun with the body and done when the body has ended."""
+    thread = threading.Thread(target=work, name="flwr-ckpt-beside", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # at interpreter exit no thread can be started
+        work()
+        yield
+        return
+    try:
+        yield
+    finally:
+        thread.join()
