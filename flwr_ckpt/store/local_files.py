@@ -20,16 +20,16 @@ from .system import System
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe in a file's place must not be waited for
 
 
 class LocalFiles:
-    """A run's folder on a local disk.
+    """A run's folder on a local disk, which no operation leaves: what is a link in it is not followed.
 
     Parameters
     ----------
     root : Path
-        The run's folder; it need not exist.
+        The run's folder; it need not exist. May itself be a link, which is its owner's choice.
     system : System, optional
         Carries out the calls; the operating system itself, if not a test's.
     """
@@ -49,19 +49,24 @@ class LocalFiles:
             missing.append(missing[-1].parent)
         for folder in reversed(missing[:-1]):
             self._make(folder)
-            self._sync(folder.parent)
+            self._sync_path(folder.parent)
 
     def keys(self, folder: str = "") -> list[str]:
-        """List the files of a folder; for the run's, those in its folders too. Links are not followed."""
+        """List what a folder holds but folders; for the run's, what its folders hold too.
+
+        What is in a file's place and is none, as a link, is listed: it is damage when it is read, not a gap.
+        """
         found: list[str] = []
+        if self._is_link(folder):
+            return found
         try:
             with self._system.scandir(self.root / folder) as entries:
                 for entry in entries:
                     key = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        found.extend([] if folder else self.keys(key) or [f"{key}/"])
-                    elif entry.is_file(follow_symlinks=False):
+                    if not entry.is_dir(follow_symlinks=False):
                         found.append(key)
+                    elif not folder:
+                        found.extend(self.keys(key) or [f"{key}/"])
         except (FileNotFoundError, NotADirectoryError):
             pass
         return found
@@ -69,14 +74,14 @@ class LocalFiles:
     def size(self, key: str) -> int | None:
         """Give the size of a regular file; a link is none."""
         try:
-            status = self._system.stat(self.root / key, follow_symlinks=False)
+            status = self._system.stat(self._path(key), follow_symlinks=False)
         except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_size if stat.S_ISREG(status.st_mode) else None
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
         """Read through the page cache, not through a map: a bad sector is an error then, and not a signal."""
-        descriptor = self._system.open(self.root / key, _READ)
+        descriptor = self._open(key)
         try:
             wanted = self._system.fstat(descriptor).st_size - offset if size is None else size
             return self._read(descriptor, offset, max(wanted, 0))
@@ -85,7 +90,7 @@ class LocalFiles:
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Map a file into memory."""
-        descriptor = self._system.open(self.root / key, _READ)
+        descriptor = self._open(key)
         try:
             if not self._system.fstat(descriptor).st_size:
                 return memoryview(b"")
@@ -96,7 +101,7 @@ class LocalFiles:
 
     def make_folder(self, folder: str) -> None:
         """Make a folder, but never the run's own."""
-        self._make(self.root / folder)
+        self._make(self._path(f"{folder}/"))
 
     def create(self, key: str, buffers: Sequence[Buffer], *, beside: Callable[[], None] | None = None) -> None:
         """Write with ``writev`` from where the buffers lie, then ``fsync``."""
@@ -121,47 +126,71 @@ class LocalFiles:
             self._link_or_write(temporary, key, data)
         finally:
             self.remove(temporary)
-        self.sync_folder(key.rpartition("/")[0])
+        self.sync_folder(_folder_of(key))
 
     def adopt(self, files: Files, source: str, target: str) -> None:
         """Link, or copy where there are no hard links."""
-        if isinstance(files, LocalFiles) and self._is_linked(files.root / source, target):
+        if isinstance(files, LocalFiles) and self._is_linked(files._path(source), target):
             self.sync(target)
         else:
             self.create(target, [files.view(source)])
 
     def sync(self, key: str) -> None:
         """``fsync`` a file."""
-        self._sync(self.root / key)
+        self._sync(self._open(key))
 
     def sync_folder(self, folder: str = "") -> None:
         """``fsync`` a folder."""
-        self._sync(self.root / folder)
+        self._sync_path(self._path(f"{folder}/") if folder else self.root)
 
     def remove(self, key: str) -> None:
         """Unlink."""
         with suppress(FileNotFoundError):
-            self._system.unlink(self.root / key)
+            self._system.unlink(self._path(key))
 
     def remove_folder(self, folder: str) -> None:
         """Remove an empty folder, and leave one that is not."""
         try:
-            self._system.rmdir(self.root / folder)
+            self._system.rmdir(self.root / folder)  # which removes no link
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR):
                 raise
 
     def _open_new(self, key: str) -> int:
         try:
-            return self._system.open(self.root / key, _CREATE, 0o666)
+            return self._system.open(self._path(key), _CREATE, 0o666)
         except FileNotFoundError:
             # An older server may have emptied and removed a folder of its dead branch just now. Never the run's own.
-            self.make_folder(key.rpartition("/")[0])
-            return self._system.open(self.root / key, _CREATE, 0o666)
+            self.make_folder(_folder_of(key))
+            return self._system.open(self._path(key), _CREATE, 0o666)
+
+    def _open(self, key: str) -> int:
+        descriptor = self._system.open(self._path(key), _READ)
+        if stat.S_ISREG(self._system.fstat(descriptor).st_mode):
+            return descriptor
+        self._system.close(descriptor)
+        raise IsADirectoryError(errno.EISDIR, "this is no regular file", self.describe(key))
+
+    def _path(self, key: str) -> Path:
+        """Where a key lies. Behind a link that would be outside the run: there is nothing of the run's there."""
+        folder = _folder_of(key)
+        if self._is_link(folder):
+            raise FileNotFoundError(
+                errno.ENOENT, "a folder of a run is no link; put back what was there", self.describe(folder)
+            )
+        return self.root / key
+
+    def _is_link(self, folder: str) -> bool:
+        if not folder:
+            return False
+        try:
+            return stat.S_ISLNK(self._system.stat(self.root / folder, follow_symlinks=False).st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _is_linked(self, source: Path, target: str) -> bool:
         try:
-            self._system.link(source, self.root / target, follow_symlinks=False)
+            self._system.link(source, self._path(target), follow_symlinks=False)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
@@ -170,7 +199,7 @@ class LocalFiles:
 
     def _link_or_write(self, temporary: str, key: str, data: bytes) -> None:
         try:
-            self._system.link(self.root / temporary, self.root / key)
+            self._system.link(self._path(temporary), self._path(key))
         except FileExistsError:
             # A network file system may say so after a link that succeeded and whose answer was lost. What is
             # published holds a token of ours, so equal contents are our own.
@@ -195,8 +224,10 @@ class LocalFiles:
             if not stat.S_ISDIR(self._system.stat(path).st_mode):
                 raise
 
-    def _sync(self, path: Path) -> None:
-        descriptor = self._system.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def _sync_path(self, folder: Path) -> None:
+        self._sync(self._system.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY))
+
+    def _sync(self, descriptor: int) -> None:
         try:
             self._system.fsync(descriptor)
         finally:
@@ -242,3 +273,7 @@ def _done_beside(work: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         thread.join()
+
+
+def _folder_of(key: str) -> str:
+    return key.rpartition("/")[0]

@@ -21,9 +21,6 @@ class FolderEntry(Protocol):
     def is_dir(self, *, follow_symlinks: bool) -> bool:
         """Whether it is a folder."""
 
-    def is_file(self, *, follow_symlinks: bool) -> bool:
-        """Whether it is a regular file."""
-
 
 class System(Protocol):
     """Functions of the module `os`, with its meaning: the module itself is one."""

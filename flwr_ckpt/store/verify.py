@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
 from .files import Files
 from .generations import read_fence
-from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest
+from .names import FENCES, CommitName, fence_key, parse_fence, parse_manifest, round_folder
 from .run import RunReader
 
 
@@ -65,13 +65,13 @@ def _verify(files: Files, reader: RunReader, name: CommitName) -> Verified | Non
         return None
     except CheckpointCorruptError as error:
         problems = [str(error)]
-    if problems and files.size(name.key) is None:
+    if problems and name.key not in files.keys(round_folder(name.round)):
         return None
     return Verified(name.round, name.phase, name.generation, files.describe(name.key), tuple(problems))
 
 
 def _beyond(files: Files, reader: RunReader, names: Sequence[CommitName]) -> Iterator[Verified]:
-    """What no readable manifest speaks of: damaged manifests after the newest one, and damaged fences."""
+    """What no readable manifest speaks of: damaged manifests after the newest one; fences damaged or gone."""
     keys = files.keys()
     newest = max((name.generation for name in names), default=0)
     others = {name for name in map(parse_manifest, keys) if name is not None and name.generation >= newest}
@@ -79,8 +79,17 @@ def _beyond(files: Files, reader: RunReader, names: Sequence[CommitName]) -> Ite
         result = _verify(files, reader, name)
         if result is not None and not result.ok:
             yield result
-    for generation in filter(None, map(parse_fence, keys)):
+    for generation in sorted({*filter(None, map(parse_fence, keys)), *(name.generation for name in names)}):
+        path = files.describe(fence_key(generation))
         fence = read_fence(files, generation)
-        if fence is not None and not fence.token:
-            path = files.describe(fence_key(generation))
+        if fence is None and _is_in_use(files, generation):
+            yield Verified(None, FENCES, generation, path, (f"{path}: this fence is missing",))
+        elif fence is not None and not fence.token:
             yield Verified(None, FENCES, generation, path, (f"{path}: this fence is damaged",))
+
+
+def _is_in_use(files: Files, generation: int) -> bool:
+    """Whether a generation has commits, and so a fence: the two go only together, the fence last."""
+    keys = files.keys()
+    names = [name for name in map(parse_manifest, keys) if name is not None and name.generation == generation]
+    return fence_key(generation) not in keys and any(files.size(name.key) is not None for name in names)
