@@ -14,14 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import CheckpointCorruptError, CheckpointError, FencedError
-from .files import Files, is_damage
-from .manifest import FORMAT, seal, unseal
+from .files import Files
+from .manifest import FORMAT, seal
 from .names import FENCES, fence_key, generation_of, parse_fence
-from .servers import process_mark
+from .servers import process_mark, read_body
 from .values import Json
 
 _UNREADABLE = ""
-_LARGEST = 1 << 16  # bytes that are read of a fence, which has a few hundred
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +79,12 @@ def read_fence(files: Files, generation: int) -> Fence | None:
     FormatVersionError
         If a newer version wrote it.
     """
-    key = fence_key(generation)
-    damaged = Fence(generation, _UNREADABLE, "a server whose fence is damaged", False)
     try:
-        body = unseal(files.read(key, 0, _LARGEST), files.describe(key))
+        body = read_body(files, generation)
     except FileNotFoundError:
         return None
     except CheckpointCorruptError:
-        return damaged
-    except OSError as error:
-        if not is_damage(error):
-            raise
-        return damaged
+        return Fence(generation, _UNREADABLE, "a server whose fence is damaged", False)
     token, owner = body.get("token"), body.get("owner")
     return Fence(generation, str(token), str(owner), body.get("removed") is True)
 

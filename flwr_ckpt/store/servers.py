@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import CheckpointCorruptError
-from .files import Files
+from .files import Files, is_damage
 from .manifest import unseal
 from .names import fence_key
 from .values import Json
@@ -19,6 +19,7 @@ from .values import Json
 _BOOT = "/proc/sys/kernel/random/boot_id"
 _NAMESPACE = "/proc/self/ns/pid"
 _STATE, _STARTED = 0, 19  # among what stands in /proc/<pid>/stat behind the command's name
+_LARGEST = 1 << 16  # bytes that are read of a fence, which has a few hundred
 _ENDED = ("Z", "X")  # has ended, and nobody has asked how
 
 
@@ -77,15 +78,36 @@ def read_server(files: Files, generation: int) -> Server | None:
     FormatVersionError
         If a newer version wrote it.
     """
-    key = fence_key(generation)
     try:
-        body = unseal(files.read(key), files.describe(key))
+        body = read_body(files, generation)
     except (FileNotFoundError, CheckpointCorruptError):
         return None
     host, pid, opened = body.get("host"), body.get("pid"), body.get("time")
     if not isinstance(host, str) or not isinstance(pid, int) or not isinstance(opened, (int, float)):
         return None
     return Server(generation, host, pid, float(opened), _mark(body.get("process")))
+
+
+def read_body(files: Files, generation: int) -> dict[str, Json]:
+    """Read all that a fence says.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    CheckpointCorruptError, FormatVersionError
+        As `unseal`.
+    """
+    key = fence_key(generation)
+    try:
+        data = files.read(key, 0, _LARGEST)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        raise CheckpointCorruptError(f"{files.describe(key)}: cannot be read ({error.strerror})") from error
+    return unseal(data, files.describe(key))
 
 
 def _mark(value: Json) -> tuple[str, str, int] | None:
