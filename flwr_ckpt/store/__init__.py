@@ -20,14 +20,16 @@ from .errors import (
     FormatVersionError,
 )
 from .keep import Keep, KeepAll, KeepBest, KeepEither, KeepEvery, KeepLatest, Mode, parse_keep
-from .location import Location, locate, prepare, runs_under
+from .location import Location, checkpoint_home, locate, prepare, runs_under
 from .prunable import Prunable
+from .readable import readable_size
 from .records import Commit, Entry
 from .run import Loaded, RunReader
 from .servers import Server
 from .status import RunStatus
 from .values import Json, dumps, from_json, to_json
 from .verify import Verified
+from .whole import safetensors_of
 
 __all__ = [
     "BackgroundWriter",
@@ -65,12 +67,15 @@ __all__ = [
     "Server",
     "Verified",
     "array_type",
+    "checkpoint_home",
     "dumps",
     "from_json",
     "locate",
     "parse_keep",
     "prepare",
+    "readable_size",
     "runs_under",
+    "safetensors_of",
     "settled",
     "to_json",
 ]

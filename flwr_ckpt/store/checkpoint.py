@@ -13,7 +13,7 @@ from .array_types import NumpyType, npy_type, plain_dtype
 from .draft import Outcome
 from .history import flat_metrics
 from .records import Commit, Entry
-from .values import Json
+from .values import Json, from_json
 from .view import view_state
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ class StoredArray:
         """What the elements are, also where NumPy lacks it (``"bfloat16"``)."""
         dtype = self._type[0]
         return self.entry.dtype or "uint8" if dtype == np.uint8 else str(dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, also where NumPy lacks the type and `array` is flat."""
+        return self.array.shape if self.dtype == str(self.array.dtype) else self.entry.shape
 
     def data(self) -> bytes:
         """Exactly the bytes that were handed over, header and all."""
@@ -111,8 +116,14 @@ class Checkpoint:
         NumPy cannot express (``bfloat16``, opaque tensors) is flat ``uint8``.
     dtypes : Mapping[str, str]
         What each array's elements are; differs from the array's own ``dtype`` only where NumPy lacks it.
+    shapes : Mapping[str, tuple of int]
+        The shape of each array; differs from the array's own ``shape`` only where NumPy lacks the type.
     metrics : dict
         The round's metrics by key as in ``CheckpointStore.history()``.
+    identity : Mapping[str, object]
+        Who wrote it, as plain values: API, strategy classes, app, configuration, versions; empty where not stated.
+    time : float
+        When it was made: seconds since 1970 by the server's clock.
     generation : int
         Which of the run's servers wrote it.
     path : str
@@ -133,6 +144,7 @@ class Checkpoint:
         self._state = {one.entry.name: one for one in stored[len(commit.arrays) :]}
         self._documents = documents
         self.round = server_round
+        self.time = commit.time
         self.generation = commit.generation
         self.path = commit.path
         self.arrays: Mapping[str, AnyArray] = LazyArrays(self._arrays)
@@ -142,6 +154,17 @@ class Checkpoint:
     def dtypes(self) -> Mapping[str, str]:
         """What each array's elements are."""
         return {name: stored.dtype for name, stored in self._arrays.items()}
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of each array."""
+        return {name: stored.shape for name, stored in self._arrays.items()}
+
+    @cached_property
+    def identity(self) -> Mapping[str, Any]:
+        """Who wrote it."""
+        stated = from_json(self._documents.get("identity", {}))
+        return stated if isinstance(stated, dict) else {}
 
     @cached_property
     def state(self) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def write_data_file(files: Files, key: str, pieces: Sequence[Piece]) -> Written:
     # Larger elements first, as safetensors itself does: every array then begins at a multiple of its element size.
     order = sorted(range(len(pieces)), key=lambda index: -ITEM_SIZE[pieces[index].dtype])
     payloads = [pieces[index].payload for index in order]
-    head, offsets = _layout([pieces[index] for index in order])
+    head, offsets = layout([pieces[index] for index in order])
     sums: list[int] = []
     files.create(key, [head, *payloads], beside=lambda: sums.extend(map(zlib.crc32, payloads)))
     chunks = {
@@ -101,7 +101,7 @@ def same_bytes(one: Buffer, other: Buffer) -> bool:
     return True
 
 
-def _layout(pieces: Sequence[Piece]) -> tuple[bytes, list[int]]:
+def layout(pieces: Sequence[Piece]) -> tuple[bytes, list[int]]:
     """Make the header, and say where in the data each piece begins."""
     table: dict[str, object] = {}
     taken = {"__metadata__"}

@@ -30,6 +30,11 @@ ITEM_SIZE = {
 }  # fmt: skip
 
 
+def safetensors_type(dtype: str) -> str | None:
+    """Say what safetensors calls elements, given as NumPy (``"<f4"``) or torch (``"bfloat16"``) names their type."""
+    return _NATIVE_NPY.get(dtype) or _NATIVE_RAW.get(dtype)
+
+
 def split_npy(data: Buffer) -> tuple[bytes, memoryview]:
     """Split a ``.npy`` file into its header and its elements.
 

@@ -24,15 +24,6 @@ def error(message: str, *args: object) -> None:
     LOGGER.error(message, *args, extra=_OURS)
 
 
-def readable_size(count: float) -> str:
-    """Format a number of bytes (``1.5 MiB``)."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 class Quiet(logging.Filter):
     """Holds back what this thread logs below a warning: Flower's lines on rounds that are only replayed."""
 

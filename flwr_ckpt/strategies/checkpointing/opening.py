@@ -12,6 +12,7 @@ from ...store import (
     Commit,
     Location,
     RunReader,
+    readable_size,
 )
 from .. import logs
 from .identity import Identity, check_configuration, check_model
@@ -117,7 +118,7 @@ def check_space(location: Location, name: str, size: int, num_rounds: int) -> No
         "%s has its own start(), which runs again on the record when the run resumes: all %d rounds are kept, about %s",
         name,
         num_rounds,
-        logs.readable_size(needed),
+        readable_size(needed),
     )
     if location.folder is None:
         return
@@ -125,7 +126,7 @@ def check_space(location: Location, name: str, size: int, num_rounds: int) -> No
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise CheckpointError(
-            f"{location.where}: keeping {num_rounds} rounds takes about {logs.readable_size(needed)}, and "
-            f"{logs.readable_size(free)} are free; make room, or give keep= (start() cannot look at rounds it removes "
+            f"{location.where}: keeping {num_rounds} rounds takes about {readable_size(needed)}, and "
+            f"{readable_size(free)} are free; make room, or give keep= (start() cannot look at rounds it removes "
             "when the run resumes)"
         )
