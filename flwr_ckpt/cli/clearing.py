@@ -82,12 +82,12 @@ def rm(run: RunArgument, yes: YesOption = False, home: HomeOption = None) -> Non
     store = find_run(run, home)
     status = store.status()
     _warn_of_server(store)
-    what = f"{run} at {store.location.path} (round {rounds_done(status)}, {readable_size(status.size)})"
+    what = f"{run} at {store.location.where} (round {rounds_done(status)}, {readable_size(status.size)})"
     require_confirmed(f"Delete {what}?", yes=yes)
     left = store.remove()
     say(f"{run}: deleted; a new run of the name begins at round 0")
     if left:
-        note(f"{store.location.path} holds what is not the run's, and was left: {', '.join(sorted(left))}")
+        note(f"{store.location.where} holds what is not the run's, and was left: {', '.join(sorted(left))}")
 
 
 def _warn_of_server(store: CheckpointStore) -> bool:

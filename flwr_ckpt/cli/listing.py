@@ -163,7 +163,7 @@ def _run_fields(run: _Run) -> dict[str, Any]:
     if run.status is None:
         return {
             "run": run.location.label,
-            "path": str(run.location.path),
+            "where": run.location.where,
             "state": "unreadable",
             "problem": run.problem,
         }
@@ -174,7 +174,7 @@ def _status_fields(location: Location, status: RunStatus) -> dict[str, Any]:
     server = status.server
     return {
         "run": location.label,
-        "path": str(location.path),
+        "where": location.where,
         "state": _STATES[code_of_status(status)],
         "round": status.round,
         "num_rounds": status.num_rounds,
@@ -198,7 +198,7 @@ def _list_rounds(store: CheckpointStore, metric: str | None, mode: str | None, a
         emit_json([_round_fields(record, best) for record in rounds])
         return
     if not rounds:
-        note(f"{store.location.path}: no round can be loaded; `flwr-ckpt verify` says more")
+        note(f"{store.location.where}: no round can be loaded; `flwr-ckpt verify` says more")
         return
     columns = [Column("ROUND", right=True), Column("PHASES"), Column("SAVED"), Column("SIZE", right=True)]
     columns += [Column("GEN", right=True), *(Column(key, right=True) for key in keys)]

@@ -66,7 +66,7 @@ def missing(store: CheckpointStore) -> CheckpointNotFoundError:
     """Say that a run is not there."""
     location = store.location
     hint = "" if location.home is None else f"; `flwr-ckpt ls` lists what is under {location.home}"
-    return CheckpointNotFoundError(f"{location.path}: there is no run here{hint}")
+    return CheckpointNotFoundError(f"{location.where}: there is no run here{hint}")
 
 
 def pick(store: CheckpointStore, which: str, metric: str | None, mode: str | None) -> Checkpoint:
@@ -90,7 +90,9 @@ def pick(store: CheckpointStore, which: str, metric: str | None, mode: str | Non
     best = store.best(metric, mode_of(metric, mode))
     if best is None:
         known = ", ".join(sorted(store.history())) or "none"
-        raise CheckpointNotFoundError(f"{store.location.path}: no round that is kept has {metric!r}; there are {known}")
+        raise CheckpointNotFoundError(
+            f"{store.location.where}: no round that is kept has {metric!r}; there are {known}"
+        )
     return store.load(best.round)
 
 

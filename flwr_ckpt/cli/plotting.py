@@ -50,7 +50,7 @@ def plot(
     if output != "-" and Path(output).suffix not in (".png", ".svg"):
         raise typer.BadParameter(f"{output!r}: expected a name that ends in .png or .svg, or - for the terminal")
     store = find_run(run, home)
-    panels = panels_of(store.history(), metric or [], str(store.location.path))
+    panels = panels_of(store.history(), metric or [], store.location.where)
     restarts = store.status().restarts
     if output == "-":
         _draw(panels, restarts)

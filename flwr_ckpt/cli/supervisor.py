@@ -128,7 +128,7 @@ class Supervisor:
 
     def _give_up(self, status: RunStatus, ended: Ended) -> int:
         nowhere = status.round is None
-        where = f" at {self._store.location.path} (is that where the server keeps it?)" if nowhere else ""
+        where = f" at {self._store.location.where} (is that where the server keeps it?)" if nowhere else ""
         note(
             f"{self._name}: giving up: {self._patience} attempts in a row without a new commit{where}; round "
             f"{rounds_done(status)}. The last error: {ended.error}"

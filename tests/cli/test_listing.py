@@ -38,9 +38,9 @@ def test_all_runs_are_listed_one_a_line(run: Path, checkpoint_home: Path) -> Non
 
 def test_runs_as_json(run: Path) -> None:
     [found] = ran("ls", "--json").json()
-    assert {name: found[name] for name in ("run", "path", "state", "round", "num_rounds", "phase", "generation")} == {
+    assert {name: found[name] for name in ("run", "where", "state", "round", "num_rounds", "phase", "generation")} == {
         "run": "digits",
-        "path": str(run),
+        "where": str(run),
         "state": "finished",
         "round": 3,
         "num_rounds": 3,
@@ -184,7 +184,8 @@ def test_a_run_that_may_not_be_read(run: Path, checkpoint_home: Path, monkeypatc
     monkeypatch.setattr(os, "scandir", scandir)
     ended = ran("status", "digits")
     assert (ended.code, ended.out) == (1, "")
-    assert ended.err == f"flwr-ckpt: [Errno 13] Permission denied: '{run}'\n"
+    assert ended.err.startswith(f"flwr-ckpt: [Errno 13] Permission denied: '{run}")
+    assert ended.err.count("\n") == 1
     ended = ran("ls")
     assert [line.split()[1:3] for line in ended.out.splitlines()[1:]] == [["-", "unreadable"], ["2", "of"]]
     assert "Permission denied" in ended.err
