@@ -41,6 +41,10 @@ test-matrix: $(INSTALLED) ## The tests of the core with each Python and each Flo
 test-packages: $(INSTALLED) ## Build wheel and source distribution, install each extra in an empty environment, test what is installed
 	$(NOX) --sessions packages
 
+.PHONY: docs
+docs: $(INSTALLED) ## The documentation, into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build -q -W --keep-going -n -b html docs docs/_build/html
+
 .PHONY: lint
 lint: $(INSTALLED) ## Style, types, and which room may import which
 	$(BIN)/ruff check .
@@ -50,5 +54,5 @@ lint: $(INSTALLED) ## Style, types, and which room may import which
 
 .PHONY: clean
 clean: ## Remove the environment and every cache
-	rm -rf $(VENV) .nox build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .nox build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+"""How the documentation is built: ``make docs``, where every warning is an error."""
+
+import flwr_ckpt
+
+project = "flwr-ckpt"
+author = "The flwr-ckpt authors"
+version = release = flwr_ckpt.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+# `name` in a docstring becomes a link where there is something of that name here, else plain code.
+default_role = "autolink"
+autosummary_generate = False
+autodoc_typehints = "none"  # docstrings say them, and say them better
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+# Types in docstrings are prose ("sequence of str"), and what is not public has no page to lead to.
+nitpick_ignore_regex = [("py:class", ".*")]
+nitpick_ignore = [
+    ("py:obj", name)
+    for name in (
+        "CheckpointingStrategy",  # where the room of strategies speaks of it: its page is that of `flwr_ckpt`
+        "LayerSelectionFunctionConstructor",
+        "best_score",
+        "flwr_ckpt.parameter_exchange.parameter_selection_criteria",
+    )
+]
+
+html_theme = "furo"
+html_title = f"flwr-ckpt {release}"
+html_copy_source = False
