@@ -9,6 +9,8 @@ INSTALLED := $(VENV)/.installed
 # pyenv offers only those interpreters that are chosen: here all may be wanted. Where there is no pyenv, this is nothing.
 NOX = PYENV_VERSION="$$(pyenv versions --bare 2>/dev/null | grep -E '^3\.[0-9.]+$$' | paste -sd:)" \
 	$(BIN)/uv tool run --quiet nox@2026.10.20
+BENCH_VENV := .venv-bench
+BENCH_INSTALLED := $(BENCH_VENV)/.installed
 
 .PHONY: help
 help: ## Say what can be made
@@ -45,6 +47,21 @@ test-packages: $(INSTALLED) ## Build wheel and source distribution, install each
 docs: $(INSTALLED) ## The documentation, into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build -q -W --keep-going -n -b html docs docs/_build/html
 
+# An environment of its own: the libraries that are compared with are nobody else's business.
+$(BENCH_INSTALLED): pyproject.toml constraints.txt benchmarks/constraints.txt
+	$(PYTHON) -m venv --clear $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--constraint benchmarks/constraints.txt --editable ".[bench]"
+	touch $@
+
+.PHONY: bench
+bench: $(BENCH_INSTALLED) ## Measure against a raw write and other libraries, about ten minutes; tables and a picture
+	$(BENCH_VENV)/bin/python -m benchmarks
+
+.PHONY: bench-quick
+bench-quick: $(BENCH_INSTALLED) ## The same, so small that the figures say nothing: whether it all works
+	$(BENCH_VENV)/bin/python -m benchmarks --plan smoke --out build/benchmarks
+
 .PHONY: lint
 lint: $(INSTALLED) ## Style, types, and which room may import which
 	$(BIN)/ruff check .
@@ -54,5 +71,5 @@ lint: $(INSTALLED) ## Style, types, and which room may import which
 
 .PHONY: clean
 clean: ## Remove the environment and every cache
-	rm -rf $(VENV) .nox build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) .nox build dist docs/_build .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,166 @@
+"""Clocks and scales: seconds, memory of a process, bytes on a disk, and the raw write that all is compared with."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+_MAX_BUFFERS = 1024  # IOV_MAX on Linux
+_CHUNK = 1 << 24
+_SAMPLER = """
+import sys, threading, time
+path, end = f"/proc/{sys.argv[1]}/status", threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), end.set()), daemon=True).start()
+def anonymous():
+    with open(path) as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("RssAnon"))
+peak = anonymous()
+print("begun", flush=True)
+while not end.is_set():
+    peak = max(peak, anonymous())
+    time.sleep(0.002)
+print(max(peak, anonymous()) * 1024)
+"""
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that is its own (``RssAnon``), after what it has freed was given back to the kernel.
+
+    Mapped files and the page cache are the kernel's to give and take, and do not count.
+    """
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
+
+
+class Peak:
+    """The most `anonymous_bytes` there were, read by another process every two milliseconds."""
+
+    def __init__(self) -> None:
+        anonymous_bytes()
+        command = [sys.executable, "-S", "-c", _SAMPLER, str(os.getpid())]
+        self._sampler = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._sampler.stdout is not None
+        self._sampler.stdout.readline()
+
+    def end(self) -> int:
+        """Stop watching, and say how many there were."""
+        printed, _ = self._sampler.communicate()
+        return int(printed)
+
+
+class Stopwatch:
+    """Seconds that pass outside of what is excluded: between the clients and the strategy's own hooks."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._seconds = 0.0
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def take(self) -> float:
+        """What has been counted since the last call."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+
+class Folder:
+    """Bytes that a folder takes on the disk, each file once however many names it has."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._known = self._files()
+
+    def grown(self) -> int:
+        """Bytes of files that were not there at the last call."""
+        now = self._files()
+        new = {inode: size for inode, size in now.items() if inode not in self._known}
+        self._known = now
+        return sum(new.values())
+
+    def _files(self) -> dict[tuple[int, int], int]:
+        status = [path.lstat() for path in self._root.rglob("*") if path.is_file()]
+        # With the time of the last change: the number of a file that was deleted is given to another.
+        return {(one.st_ino, one.st_mtime_ns): one.st_blocks * 512 for one in status}
+
+
+def write_raw(path: Path, record: ArrayRecord) -> None:
+    """Write a model as quickly as this machine can make it durable: ``writev`` from where it lies, and ``fsync``."""
+    views = [memoryview(array.data) for array in record.values()]
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        for batch in (views[start : start + _MAX_BUFFERS] for start in range(0, len(views), _MAX_BUFFERS)):
+            _write_batch(descriptor, batch)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seconds_of_raw_write(path: Path, record: ArrayRecord) -> float:
+    """Measure `write_raw`, and leave no trace of it."""
+    calm()
+    begun = time.perf_counter()
+    write_raw(path, record)
+    seconds = time.perf_counter() - begun
+    path.unlink()
+    calm()
+    return seconds
+
+
+def sync_tree(root: Path) -> None:
+    """Make durable what a library has written and not synced itself."""
+    for path in [root.parent, root, *root.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def calm() -> None:
+    """Let the disk finish what it was told before (deleted blocks are given back then), so that nobody pays for it."""
+    os.sync()
+
+
+def touch_memory(nbytes: int) -> None:
+    """Have a virtual machine's host give its memory before a clock starts."""
+    pages = np.ones(nbytes, np.uint8)
+    del pages
+
+
+def touch_disk(folder: Path, nbytes: int) -> None:
+    """Write and delete as much as will be written."""
+    path, block = folder / "touched", os.urandom(_CHUNK)
+    with path.open("wb", buffering=0) as file:
+        for _ in range(max(nbytes // _CHUNK, 1)):
+            file.write(block)
+        os.fsync(file.fileno())
+    path.unlink()
+    calm()
+
+
+def _write_batch(descriptor: int, views: Iterable[memoryview]) -> None:
+    waiting = list(views)
+    while waiting:
+        written = os.writev(descriptor, waiting)
+        while waiting and written >= waiting[0].nbytes:
+            written -= waiting.pop(0).nbytes
+        if waiting:
+            waiting[0] = waiting[0][written:]

@@ -1,0 +1,92 @@
+"""What is measured: how large, how often, by whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from .arrays import MIB, Layout
+from .contenders import NAMES
+from .worker import Task
+
+OURS = "flwr_ckpt"
+_ARRAYS = 100
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model of 100 arrays, and how often it is saved.
+
+    Attributes
+    ----------
+    mib : int
+    turns : int
+        How often each contender has its turn, in a process of its own.
+    rounds : int
+        Timed in each turn.
+    loads : int
+    contenders : sequence of str
+    """
+
+    mib: int
+    turns: int
+    rounds: int
+    loads: int
+    contenders: Sequence[str] = tuple(NAMES)
+
+    def task(self, contender: str) -> Task:
+        """One turn."""
+        return Task("rounds", contender, layout_of(self.mib), self.rounds, self.loads)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one call of the command does.
+
+    Attributes
+    ----------
+    sizes : sequence of Size
+    cases : Mapping[str, Task]
+        What stands in the table beside the comparison.
+    """
+
+    sizes: Sequence[Size]
+    cases: Mapping[str, Task] = field(default_factory=dict)
+
+
+def layout_of(mib: int) -> Layout:
+    """A model in 100 arrays."""
+    return Layout(_ARRAYS, mib * MIB // _ARRAYS // 4 * 4)
+
+
+def smoke() -> Plan:
+    """Everything, but so small that the figures say nothing."""
+    contenders = tuple(NAMES)
+    return Plan((Size(4, 1, 2, 1, contenders),), _cases(shrink=128, rounds=110, values=1000))
+
+
+def usual() -> Plan:
+    """What the table of targets needs, and the other libraries at two sizes."""
+    sizes = (Size(64, 3, 6, 2), Size(512, 2, 4, 2), Size(2048, 1, 3, 2, ("raw", OURS)))
+    return Plan(sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
+
+
+def full() -> Plan:
+    """The same with the other libraries at every size."""
+    sizes = (Size(64, 5, 6, 2), Size(512, 3, 4, 2), Size(2048, 2, 3, 2))
+    return Plan(sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
+
+
+def _cases(*, shrink: int, rounds: int, values: int) -> dict[str, Task]:
+    small = Layout(10, 1024)
+    frozen = Layout(_ARRAYS, 2038 * MIB // _ARRAYS // shrink // 4 * 4, adapters=20, adapter_bytes=MIB // 2 // shrink)
+    return {
+        "many": Task("rounds", OURS, Layout(10_000 // shrink, 1024), 5, 1),
+        "huge": Task("rounds", OURS, Layout(1, 4096 * MIB // shrink), 1),
+        "lora": Task("rounds", OURS, frozen, 4, 1),
+        "in_place": Task("rounds", OURS, small, 6, state="arrays", state_size=512 * MIB // shrink),
+        "values": Task("rounds", OURS, small, 1, state="values", state_size=values),
+        "best": Task("rounds", "best_model", layout_of(64 // min(shrink, 16)), 4),
+        "keep_latest": Task("long", OURS, small, rounds, keep="latest:3"),
+        "keep_all": Task("long", OURS, small, rounds, keep="all"),
+    }

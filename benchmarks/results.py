@@ -1,0 +1,89 @@
+"""All that one call of the command has measured: kept as JSON, and summed up for tables and picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from . import machine
+from .arrays import MIB
+from .figures import Figures, Result, figures
+from .instruments import touch_disk, touch_memory
+from .plan import Plan
+from .worker import Task, run
+
+_TOUCHED = 3  # times the largest model
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured.
+
+    Attributes
+    ----------
+    machine : dict of str to str
+    comparison : dict
+        By size in MiB (as text) and contender: what each turn gave.
+    cases : dict of str to dict
+    """
+
+    machine: dict[str, str]
+    comparison: dict[str, dict[str, list[Result]]]
+    cases: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write all of it down."""
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote."""
+        return cls(**json.loads(path.read_text()))
+
+    def figures(self) -> dict[int, dict[str, Figures]]:
+        """Sum the comparison up."""
+        return {
+            int(mib): {name: figures(turns) for name, turns in contenders.items()}
+            for mib, contenders in self.comparison.items()
+        }
+
+
+def measure(plan: Plan, scratch: Path, tell: Callable[[str], None]) -> Results:
+    """Do all that a plan says.
+
+    Parameters
+    ----------
+    plan : Plan
+    scratch : Path
+        On the disk that is measured.
+    tell : callable
+        Gets a line as something is begun.
+    """
+    largest = max([size.mib * MIB for size in plan.sizes] + [task.layout.nbytes for task in plan.cases.values()])
+    touch_memory(_TOUCHED * largest)
+    touch_disk(scratch, _TOUCHED * largest)
+    results = Results(machine.describe(scratch), {}, {})
+    for size in plan.sizes:
+        by_contender: dict[str, list[Result]] = {name: [] for name in size.contenders}
+        results.comparison[str(size.mib)] = by_contender
+        for turn in range(size.turns):
+            for name in size.contenders:
+                tell(f"{size.mib} MiB, turn {turn + 1} of {size.turns}: {name}")
+                by_contender[name].append(run(size.task(name), scratch))
+    for name, task in plan.cases.items():
+        tell(f"case: {name}")
+        results.cases[name] = _with_task(run(task, scratch), task)
+    return results
+
+
+def _with_task(result: Result, task: Task) -> Result:
+    return {**result, "task": asdict(task)}
+
+
+def tell(line: str) -> None:
+    """Say on standard error what is going on."""
+    print(line, file=sys.stderr, flush=True)

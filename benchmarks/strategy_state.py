@@ -1,0 +1,74 @@
+"""State that a strategy has of its own, and changes in every aggregation."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+_CHANGED = 100  # one of so many values is another one each round
+
+
+class NoState:
+    """A stateless strategy, such as FedAvg."""
+
+    def prepare(self, strategy: Any) -> None:
+        """Give a new strategy its state."""
+
+    def change(self, strategy: Any) -> None:
+        """Change it, as an aggregation does."""
+
+    def seconds_of_copy(self, strategy: Any) -> float | None:
+        """How long a plain copy of it takes, where it consists of arrays."""
+        return None
+
+
+class ArraysInPlace(NoState):
+    """Arrays that each round changes where they lie, such as momentum.
+
+    Parameters
+    ----------
+    count : int
+    bytes_each : int
+    """
+
+    def __init__(self, count: int, bytes_each: int) -> None:
+        self._copies = [np.ones(bytes_each // 4, np.float32) for _ in range(count)]
+
+    def prepare(self, strategy: Any) -> None:
+        """Give a new strategy its state."""
+        strategy.momentum = [copy * np.float32(index) for index, copy in enumerate(self._copies)]
+
+    def change(self, strategy: Any) -> None:
+        """Change it, as an aggregation does."""
+        for array in strategy.momentum:
+            array += np.float32(1)
+
+    def seconds_of_copy(self, strategy: Any) -> float | None:
+        """Copy the arrays into memory that is there already."""
+        begun = time.perf_counter()
+        for copy, array in zip(self._copies, strategy.momentum, strict=True):
+            np.copyto(copy, array)
+        return time.perf_counter() - begun
+
+
+class ManyValues(NoState):
+    """A dictionary of plain numbers, of which each round changes some.
+
+    Parameters
+    ----------
+    count : int
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def prepare(self, strategy: Any) -> None:
+        """Give a new strategy its state."""
+        strategy.seen = {index: index / 7 for index in range(self._count)}
+
+    def change(self, strategy: Any) -> None:
+        """Change it, as an aggregation does."""
+        for index in range(0, self._count, _CHANGED):
+            strategy.seen[index] += 1.0
