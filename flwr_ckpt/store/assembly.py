@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .contents import Contents, Label, Slot
+from .contents import Contents, Group, Label, Slot, finish
 from .datafile import Written, write_data_file
 from .draft import Blob, Draft
 from .files import Files
@@ -50,6 +50,7 @@ class Assembler:
         self._generation = generation
         self.base = base
         self._known = {} if base is None else _stretches(base)
+        self._documents_held: dict[str, tuple[Json, bytes]] = {}
 
     def assemble(self, draft: Draft, crowded: Collection[str], written: list[str]) -> Tables:
         """Write what a draft holds and is nowhere yet, durably but for the names.
@@ -75,9 +76,9 @@ class Assembler:
         inline, stored = self._documents(contents, draft)
         made = self._write(contents, draft, written)
         tables = Tables(
-            arrays=tuple(slot.finish(made) for slot in arrays),
-            state=tuple(slot.finish(made) for slot in state),
-            stored_documents=tuple(slot.finish(made) for slot in stored),
+            arrays=finish(arrays, made),
+            state=finish(state, made),
+            stored_documents=finish(stored, made),
             inline_documents=inline,
         )
         return replace(tables, files=self._files_of(tables, made.values()))
@@ -93,14 +94,21 @@ class Assembler:
         blobs = []
         for name, document in draft.documents.items():
             inline.pop(name, None)
-            data = dumps(document)
+            data = self._dumped(name, document)
             if len(data) <= _INLINE:
                 inline[name] = document
             else:
                 blobs.append(Blob(name, data, "raw"))
         carried = [entry for entry in before if entry.name not in draft.documents]
         slots = contents.carry(carried, "strategy", _PREFIX)
-        return inline, slots + contents.take(blobs, before, "strategy", alias=True, prefix=_PREFIX)
+        return inline, slots + contents.take(blobs, before, "strategy", alias=False, prefix=_PREFIX)
+
+    def _dumped(self, name: str, document: Json) -> bytes:
+        """Serialise a document; one that is still the object it was has been (who writes the run, the baseline)."""
+        known = self._documents_held.get(name)
+        if known is None or known[0] is not document:
+            known = self._documents_held[name] = (document, dumps(document))
+        return known[1]
 
     def _write(self, contents: Contents, draft: Draft, written: list[str]) -> dict[Label, Written]:
         made = {}
@@ -123,10 +131,10 @@ class Assembler:
 
 
 def _group(
-    contents: Contents, blobs: Sequence[Blob] | None, before: Sequence[Entry], label: Label, *, alias: bool
-) -> list[Slot]:
+    contents: Contents, blobs: Sequence[Blob] | None, before: tuple[Entry, ...], label: Label, *, alias: bool
+) -> Group:
     if blobs is None:
-        return contents.carry(before, label)
+        return contents.leave(before, label)
     blobs = tuple(blobs)
     names = [blob.name for blob in blobs]
     if len(set(names)) < len(names):

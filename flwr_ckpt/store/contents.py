@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .datafile import Piece, Written, same_bytes
 from .draft import Blob
 from .files import Files, is_damage
-from .names import FileName, parse_data
+from .names import parse_data
 from .npy import native_type, split_npy
 from .payloads import view_payload
 from .records import Commit, Entry, Place
@@ -27,30 +26,36 @@ _COPIES = 2
 _PROBE = 32
 
 
-@dataclass(frozen=True, slots=True)
-class Slot:
+class Slot(NamedTuple):
     """An entry to be: what is known of it, and what is still to be written.
 
     Attributes
     ----------
     entry : Entry
         Complete if there is no piece; else without the piece's place, and without the checksum.
-    label, index
+    label, piece
         The data file and the number of the piece in it; -1 if nothing is to be written.
     """
 
     entry: Entry
     label: Label = "arrays"
-    index: int = -1
+    piece: int = -1
 
-    def finish(self, written: Mapping[Label, Written]) -> Entry:
-        """Fill in what writing has shown."""
-        if self.index < 0:
-            return self.entry
-        file = written[self.label]
-        chunk = file.chunks[self.index]
-        places = (*self.entry.places, Place(file.key, chunk.offset))
-        return replace(self.entry, crc=chunk.crc, places=places)
+
+Group = Sequence[Slot] | tuple[Entry, ...]  # what a commit is to hold; entries, if it holds what the one before does
+
+
+def finish(group: Group, written: Mapping[Label, Written]) -> tuple[Entry, ...]:
+    """Fill in what writing has shown."""
+    return group if isinstance(group, tuple) else tuple([_finished(slot, written) for slot in group])
+
+
+def _finished(slot: Slot, written: Mapping[Label, Written]) -> Entry:
+    if slot.piece < 0:
+        return slot.entry
+    file = written[slot.label]
+    chunk = file.chunks[slot.piece]
+    return slot.entry._replace(crc=chunk.crc, places=(*slot.entry.places, Place(file.key, chunk.offset)))
 
 
 class Contents:
@@ -86,14 +91,15 @@ class Contents:
     ) -> None:
         self.pieces: defaultdict[Label, list[Piece]] = defaultdict(list)
         self._files = files
-        self._generation = generation
-        self._round = server_round
         self._whole = whole
         self._crowded = crowded
         named = {file.key: parse_data(file.key) for file in (base.files if base else ())}
-        self._named: dict[str, FileName] = {key: name for key, name in named.items() if name is not None}
+        own = {key: name for key, name in named.items() if name is not None and name.generation == generation}
+        self._own = set(own)  # what may be referred to; and, of that, what is of this round
+        self._here = {key for key, name in own.items() if name.round == server_round}
         self._views: dict[str, memoryview | None] = {}
-        self._drafted: defaultdict[tuple[int, bytes], list[tuple[memoryview, Slot]]] = defaultdict(list)
+        self._drafted: list[tuple[memoryview, Slot]] = []
+        self._by_probe: defaultdict[tuple[int, bytes], list[tuple[memoryview, Slot]]] = defaultdict(list)
 
     def take(
         self, blobs: Iterable[Blob], before: Sequence[Entry], label: Label, *, alias: bool, prefix: str = ""
@@ -113,51 +119,55 @@ class Contents:
         known = {entry.name: entry for entry in before}
         return [self._take(blob, known.get(blob.name), label, alias, prefix) for blob in blobs]
 
+    def leave(self, entries: tuple[Entry, ...], label: Label) -> Group:
+        """Leave a group as it is in the commit before."""
+        return self.carry(entries, label) if self._whole else entries
+
     def carry(self, entries: Iterable[Entry], label: Label, prefix: str = "") -> list[Slot]:
         """Take over what the commit before holds."""
         return [self._settle(entry, None, label, prefix) if self._whole else Slot(entry) for entry in entries]
 
     def _take(self, blob: Blob, before: Entry | None, label: Label, alias: bool, prefix: str) -> Slot:
         header, payload = split_npy(blob.data) if blob.kind == "npy" else (b"", memoryview(blob.data).cast("B"))
-        size = payload.nbytes
-        entry = Entry(blob.name, blob.kind, blob.dtype, blob.shape, blob.stype, header, size, 0, ())
-        probe = (size, bytes(payload[:_PROBE]) + bytes(payload[-_PROBE:]))
-        if alias and size:
-            for other, slot in self._drafted[probe]:
-                if same_bytes(other, payload):
-                    return replace(slot, entry=replace(entry, crc=slot.entry.crc, places=slot.entry.places))
+        entry = Entry(blob.name, blob.kind, blob.dtype, blob.shape, blob.stype, header, payload.nbytes, 0, ())
+        if alias and payload.nbytes and (same := self._find_drafted(payload)) is not None:
+            return same._replace(entry=entry._replace(crc=same.entry.crc, places=same.entry.places))
         if before is not None and self._is_unchanged(before, payload):
-            slot = self._settle(replace(entry, crc=before.crc, places=before.places), payload, label, prefix)
+            slot = self._settle(entry._replace(crc=before.crc, places=before.places), payload, label, prefix)
         else:
             slot = self._write(entry, payload, label, prefix)
-        self._drafted[probe].append((payload, slot))
+        self._drafted.append((payload, slot))
         return slot
 
+    def _find_drafted(self, payload: memoryview) -> Slot | None:
+        """Find the bytes among what this commit holds already."""
+        for drafted in self._drafted:
+            self._by_probe[_probe(drafted[0])].append(drafted)
+        self._drafted.clear()
+        found = self._by_probe.get(_probe(payload), ())
+        return next((slot for other, slot in found if same_bytes(other, payload)), None)
+
     def _is_unchanged(self, before: Entry, payload: memoryview) -> bool:
-        if before.size != payload.nbytes or not before.size:
+        size = before.size
+        if size != payload.nbytes or not size or (size < SHARED_FROM and not self._here):
             return False
-        own = [place for place in before.places if self._named[place.file].generation == self._generation]
-        here = any(self._named[place.file].round == self._round for place in own)
-        if not own or not (here or before.size >= SHARED_FROM):
+        own = [place for place in before.places if place.file in self._own]
+        if not own or (size < SHARED_FROM and not any(place.file in self._here for place in own)):
             return False
         view = self._view(own[0].file)
-        stored = view[own[0].offset : own[0].offset + before.size] if view is not None else b""
+        stored = view[own[0].offset : own[0].offset + size] if view is not None else b""
         return same_bytes(stored, payload)
 
     def _settle(self, entry: Entry, payload: memoryview | None, label: Label, prefix: str) -> Slot:
         """Keep the places that may be kept, and write another one if those are too few."""
-        own = [
-            place
-            for place in entry.places
-            if self._named[place.file].generation == self._generation and place.file not in self._crowded
-        ]
-        here = any(self._named[place.file].round == self._round for place in own)
+        own = tuple(place for place in entry.places if place.file in self._own and place.file not in self._crowded)
+        here = any(place.file in self._here for place in own)
         if not entry.size or here or len(own) >= _COPIES:
-            return Slot(replace(entry, places=tuple(own)))
+            return Slot(entry._replace(places=own))
         if payload is None:
             payload = view_payload(self._files, entry)
         # What is found again goes into a file of its own: beside arrays that change it would soon lie among dead ones.
-        return self._write(replace(entry, places=tuple(own)), payload, "unchanged" if own else label, prefix)
+        return self._write(entry._replace(places=own), payload, "unchanged" if own else label, prefix)
 
     def _write(self, entry: Entry, payload: memoryview, label: Label, prefix: str) -> Slot:
         dtype, shape = native_type(entry)
@@ -176,3 +186,8 @@ class Contents:
                     raise
                 self._views[key] = None
         return self._views[key]
+
+
+def _probe(payload: memoryview) -> tuple[int, bytes]:
+    """What bytes have to share before they are compared."""
+    return payload.nbytes, bytes(payload[:_PROBE]) + bytes(payload[-_PROBE:])

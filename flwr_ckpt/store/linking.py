@@ -65,6 +65,6 @@ def _new_names(commit: Commit, generation: int) -> dict[str, str]:
 
 def _moved(entries: tuple[Entry, ...], names: dict[str, str]) -> tuple[Entry, ...]:
     return tuple(
-        replace(entry, places=tuple(replace(place, file=names[place.file]) for place in entry.places))
+        entry._replace(places=tuple(place._replace(file=names[place.file]) for place in entry.places))
         for entry in entries
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar, get_args
 
@@ -26,12 +26,12 @@ _BEGIN, _MIDDLE, _END = b'{"sha256":"', b'","body":', b"}\n"
 _BODY = len(_BEGIN) + 64 + len(_MIDDLE)
 _LIMIT = 1 << 62
 _T = TypeVar("_T")
+_string = json.encoder.encode_basestring_ascii
 
 
 def seal(body: Json) -> bytes:
     """Write a document with its own digest."""
-    data = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
-    return b"".join((_BEGIN, hashlib.sha256(data).hexdigest().encode(), _MIDDLE, data, _END))
+    return _sealed(_text(body).encode("ascii"))
 
 
 def unseal(data: bytes, path: str) -> dict[str, Json]:
@@ -63,32 +63,29 @@ def encode(commit: Commit) -> bytes:
     """Write a commit as a manifest."""
     table = {file.key: index for index, file in enumerate(commit.files)}
     headers: dict[bytes, int] = {}
-    groups = {
-        "arrays": [_entry_to_json(entry, table, headers) for entry in commit.arrays],
-        "state": [_entry_to_json(entry, table, headers) for entry in commit.state],
-        "stored_documents": [_entry_to_json(entry, table, headers) for entry in commit.stored_documents],
-    }
     parent = commit.parent
-    return seal(
-        {
-            "format": FORMAT,
-            "token": commit.token,
-            "generation": commit.generation,
-            "sequence": commit.sequence,
-            "round": commit.round,
-            "phase": commit.phase,
-            "time": commit.time,
-            "parent": parent and [parent.generation, parent.sequence, parent.round, parent.phase],
-            "line": [[span.generation, span.first, span.last, span.sequence] for span in commit.line],
-            "passed": [[extent.generation, extent.first, extent.last] for extent in commit.passed],
-            "files": [_file_to_json(file) for file in commit.files],
-            "headers": [header.decode("latin-1") for header in headers],
-            **groups,
-            "documents": dict(commit.inline_documents),
-            "outcomes": [outcome_to_json(outcome) for outcome in commit.outcomes],
-            "segments": [[one.key, one.size, one.digest, one.first, one.last] for one in commit.segments],
-        }
-    )
+    members = {
+        "format": _text(FORMAT),
+        "token": _text(commit.token),
+        "generation": _text(commit.generation),
+        "sequence": _text(commit.sequence),
+        "round": _text(commit.round),
+        "phase": _text(commit.phase),
+        "time": _text(commit.time),
+        "parent": _text(parent and [parent.generation, parent.sequence, parent.round, parent.phase]),
+        "line": _text([[span.generation, span.first, span.last, span.sequence] for span in commit.line]),
+        "passed": _text([[extent.generation, extent.first, extent.last] for extent in commit.passed]),
+        "files": _text([_file_to_json(file) for file in commit.files]),
+        "arrays": _entries_text(commit.arrays, table, headers),
+        "state": _entries_text(commit.state, table, headers),
+        "stored_documents": _entries_text(commit.stored_documents, table, headers),
+        "headers": _text([header.decode("latin-1") for header in headers]),
+        "documents": _text(dict(commit.inline_documents)),
+        "outcomes": _text([outcome_to_json(outcome) for outcome in commit.outcomes]),
+        "segments": _text([[one.key, one.size, one.digest, one.first, one.last] for one in commit.segments]),
+    }
+    body = ",".join([f'"{name}":{text}' for name, text in members.items()])
+    return _sealed(f"{{{body}}}".encode("ascii"))
 
 
 def decode(data: bytes, path: str) -> Commit:
@@ -151,20 +148,28 @@ def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
 
-def _entry_to_json(entry: Entry, table: Mapping[str, int], headers: dict[bytes, int]) -> Json:
-    record: dict[str, Json] = {
-        "name": entry.name,
-        "kind": entry.kind,
-        "dtype": entry.dtype,
-        "shape": list(entry.shape),
-        "stype": entry.stype,
-        "size": entry.size,
-        "crc": entry.crc,
-        "places": [[table[place.file], place.offset] for place in entry.places],
-    }
-    if entry.header:
-        record["header"] = headers.setdefault(entry.header, len(headers))
-    return record
+def _text(value: Json) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+def _sealed(body: bytes) -> bytes:
+    return b"".join((_BEGIN, hashlib.sha256(body).hexdigest().encode(), _MIDDLE, body, _END))
+
+
+def _entries_text(entries: Iterable[Entry], table: Mapping[str, int], headers: dict[bytes, int]) -> str:
+    return f"[{','.join([_entry_text(entry, table, headers) for entry in entries])}]"
+
+
+def _entry_text(entry: Entry, table: Mapping[str, int], headers: dict[bytes, int]) -> str:
+    """Write an entry; by hand, because there may be 10,000 of them in a commit, and a few commits in a round."""
+    name, kind, dtype, shape, stype, header, size, crc, places = entry
+    lengths = ",".join([f"{length:d}" for length in shape])
+    where = ",".join([f"[{table[place.file]},{place.offset}]" for place in places])
+    behind = f',"header":{headers.setdefault(header, len(headers))}' if header else ""
+    return (
+        f'{{"name":{_string(name)},"kind":"{kind}","dtype":{_string(dtype)},"shape":[{lengths}],'
+        f'"stype":{_string(stype)},"size":{size},"crc":{crc},"places":[{where}]{behind}}}'
+    )
 
 
 def _file_to_json(file: DataFile) -> Json:

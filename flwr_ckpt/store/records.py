@@ -1,18 +1,20 @@
-"""What a manifest says, as plain data."""
+"""What a manifest says, as plain data.
+
+Of what a commit may hold 10,000, tuples are made: several times as fast as data classes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .draft import Outcome, Phase
 from .names import CommitName
 from .values import Json
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where the bytes of an array lie.
 
     Attributes
@@ -27,8 +29,7 @@ class Place:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One stored array as a manifest states it.
 
     Attributes
@@ -61,8 +62,7 @@ class Entry:
         return len(self.header) + self.size
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """A stretch of a data file with its checksum."""
 
     offset: int
