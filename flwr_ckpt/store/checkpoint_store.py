@@ -350,7 +350,7 @@ class CheckpointStore:
     def _open(self, commit: Commit) -> Checkpoint:
         folder = self.location.folder
         reader = self._reader if folder is None else RunReader(self.location, _MappedOnce(folder))
-        payloads = [reader.view(commit, entry) for entry in (*commit.arrays, *commit.state)]
+        payloads = reader.views(commit, [*commit.arrays, *commit.state])
         outcomes = self._outcomes(commit)
         return Checkpoint(_arrays_round(commit, outcomes), commit, payloads, reader.documents(commit), outcomes)
 

@@ -7,7 +7,7 @@ fails on purpose, is another `Files`. Keys are relative to the run's folder, wit
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from .draft import Buffer
@@ -44,6 +44,9 @@ class Files(Protocol):
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
         """Read `size` bytes from `offset`, or all from there; fewer where the file ends."""
+
+    def pieces(self, key: str, offset: int, size: int) -> Iterator[bytes]:
+        """Read what `read` does piece by piece, each as large as suits the place."""
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Give what `read` does as read-only memory; from a disk it is read when it is looked at."""

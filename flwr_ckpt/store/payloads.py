@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
 
 from .errors import CheckpointCorruptError
 from .files import Files, is_damage
@@ -15,15 +19,16 @@ logger = logging.getLogger("flwr")
 
 _THREADS = 2  # one reads while the other computes checksums
 _THREADS_FROM = 1 << 23  # bytes
+_T = TypeVar("_T")
 
 
-def read_payload(files: Files, entry: Entry) -> bytes:
-    """Read an entry's stored bytes, without its header.
+def read_blob(files: Files, entry: Entry) -> bytes:
+    """Read exactly the ``Blob.data`` that was handed over.
 
     Raises
     ------
     CheckpointCorruptError
-        If they are sound nowhere.
+        If it is sound nowhere.
     """
     problems: list[str] = []
     for place in entry.places:
@@ -37,34 +42,17 @@ def read_payload(files: Files, entry: Entry) -> bytes:
         raise CheckpointCorruptError(
             f"{'; '.join(problems)}. An older round may be sound: CheckpointStore.verify() tells which"
         )
-    return b""
-
-
-def read_blob(files: Files, entry: Entry) -> bytes:
-    """Read exactly the ``Blob.data`` that was handed over.
-
-    Raises
-    ------
-    CheckpointCorruptError
-        If it is sound nowhere.
-    """
-    payload = read_payload(files, entry)
-    return entry.header + payload if entry.header else payload
+    return entry.header
 
 
 def read_blobs(files: Files, entries: Sequence[Entry]) -> list[bytes]:
     """Read many blobs, in two threads where that pays."""
-    if sum(entry.size for entry in entries) < _THREADS_FROM:
-        return [read_blob(files, entry) for entry in entries]
-    blobs: list[bytes] = [b""] * len(entries)
+    return _for_each(entries, lambda entry: read_blob(files, entry))
 
-    def read(first: int) -> None:
-        for index in range(first, len(entries), _THREADS):
-            blobs[index] = read_blob(files, entries[index])
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(read, range(_THREADS)))
-    return blobs
+def view_payloads(files: Files, entries: Sequence[Entry]) -> list[memoryview]:
+    """Map the stored bytes of many entries, as `view_payload` does, in two threads where that pays."""
+    return _for_each(entries, lambda entry: view_payload(files, entry))
 
 
 def view_payload(files: Files, entry: Entry) -> memoryview:
@@ -84,7 +72,7 @@ def view_payload(files: Files, entry: Entry) -> memoryview:
             continue
         if view.nbytes == entry.size and zlib.crc32(view) == entry.crc:
             return view
-    return memoryview(read_payload(files, entry))
+    return memoryview(read_blob(files, entry))[len(entry.header) :]
 
 
 def unsound_by_size(files: Files, commit: Commit) -> str | None:
@@ -131,14 +119,48 @@ def _problems_of_file(files: Files, file: DataFile, chunks: list[Chunk]) -> Iter
 
 def _read_place(files: Files, entry: Entry, place: Place) -> tuple[bytes | None, str]:
     try:
-        data = files.read(place.file, place.offset, entry.size)
+        data, size, crc = _read_whole(files, entry, place)
     except OSError as error:
         if not is_damage(error):
             raise
         return None, f"{files.describe(place.file)}: cannot be read ({error.strerror})"
-    if len(data) == entry.size and zlib.crc32(data) == entry.crc:
+    if (size, crc) == (entry.size, entry.crc):
         return data, ""
     return None, (
         f"{files.describe(place.file)}: the array {entry.name!r:.80} does not have the checksum that was written "
-        f"({len(data)} of {entry.size} bytes from byte {place.offset})"
+        f"({size} of {entry.size} bytes from byte {place.offset})"
     )
+
+
+def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, int]:
+    """Read an entry with its header in front of it; also give how many bytes there were, and their checksum.
+
+    Each byte goes from the page cache through the processor's into memory that becomes the result: `BytesIO` hands out
+    what it was filled with, and does not copy it again.
+    """
+    memory = io.BytesIO(bytes(entry.nbytes))
+    target = np.frombuffer(memory.getbuffer(), np.uint8)
+    start = end = len(entry.header)
+    target[:start] = np.frombuffer(entry.header, np.uint8)
+    crc = 0
+    for piece in files.pieces(place.file, place.offset, entry.size):
+        crc = zlib.crc32(piece, crc)
+        target[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
+        end += len(piece)
+    del target  # nobody may hold on to it: else there would be a copy after all
+    return memory.getvalue(), end - start, crc
+
+
+def _for_each(entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]:
+    if sum(entry.size for entry in entries) < _THREADS_FROM:
+        return [work(entry) for entry in entries]
+    done: dict[int, _T] = {}
+    waiting = iter(range(len(entries)))  # shared, so that no thread is idle while the other has many left
+
+    def run(_: int) -> None:
+        for index in waiting:
+            done[index] = work(entries[index])
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(run, range(_THREADS)))
+    return [done[index] for index in range(len(entries))]

@@ -14,7 +14,7 @@ from .files import Files
 from .history import HistoryCorruptError, check_segment, read_outcomes
 from .names import FENCES, CommitName, parse_manifest, round_folder
 from .newest import Line, VanishedError, read_commit
-from .payloads import problems_of, read_blob, read_blobs, unsound_by_size, view_payload
+from .payloads import problems_of, read_blob, read_blobs, unsound_by_size, view_payloads
 from .records import Commit, Entry, Extent, Segment
 from .values import Json
 
@@ -215,15 +215,15 @@ class RunReader:
         """
         return self._present(commit, lambda: read_blob(self._files, entry))
 
-    def view(self, commit: Commit, entry: Entry) -> memoryview:
-        """Map an entry's elements (without the header) from the disk, verified.
+    def views(self, commit: Commit, entries: Sequence[Entry]) -> list[memoryview]:
+        """Map the elements of entries (without their headers) from the disk, verified.
 
         Raises
         ------
         CheckpointCorruptError, CheckpointNotFoundError
             As `read`.
         """
-        return self._present(commit, lambda: view_payload(self._files, entry))
+        return self._present(commit, lambda: view_payloads(self._files, entries))
 
     def problems(self, commit: Commit) -> list[str]:
         """Verify every byte of every file that a commit refers to, dead ones too; say what is wrong."""

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from run_rig import Place, initial, npy, opened, reader, train
+from run_rig import Place, flip, initial, npy, opened, reader, train
 
-from flwr_ckpt.store import Blob, CheckpointCorruptError, FormatVersionError, RunReader
+from flwr_ckpt.store import Blob, CheckpointCorruptError, Entry, FormatVersionError, RunReader
 from flwr_ckpt.store.datafile import Piece, same_bytes, write_data_file
 from flwr_ckpt.store.local_files import LocalFiles
 from flwr_ckpt.store.manifest import decode, encode, seal, unseal
 from flwr_ckpt.store.npy import parse_header, split_npy
+from flwr_ckpt.store.payloads import read_blob
 
 dtypes = st.one_of(
     hnp.scalar_dtypes(), hnp.byte_string_dtypes(), hnp.unicode_string_dtypes(), hnp.array_dtypes(hnp.scalar_dtypes())
@@ -139,6 +140,48 @@ def test_a_disk_that_gives_less_than_it_is_asked_for(tmp_path: Path, monkeypatch
     assert LocalFiles(tmp_path).read("file") == b"abcdefghij"
     assert LocalFiles(tmp_path).read("file", 2, 7) == b"cdefghi"
     assert LocalFiles(tmp_path).read("file", 8, 7) == b"ij"
+    assert list(LocalFiles(tmp_path).pieces("file", 2, 7)) == [b"cde", b"fgh", b"i"]
+    assert list(LocalFiles(tmp_path).pieces("file", 8, 7)) == [b"ij"]
+
+
+@pytest.fixture
+def large(tmp_path: Path) -> tuple[LocalFiles, Entry, bytes]:
+    """An array that is read in several pieces, the last one not full."""
+    data = npy(np.arange(450_001.0))
+    opened(tmp_path).commit(initial(arrays=(Blob("w", data),)))
+    commit = reader(tmp_path).newest()
+    assert commit is not None
+    return LocalFiles(tmp_path), commit.arrays[0], data
+
+
+def test_a_large_array_is_read_into_the_memory_it_is_handed_out_in(large: tuple[LocalFiles, Entry, bytes]) -> None:
+    files, entry, data = large
+    tracemalloc.start()
+    try:
+        read = read_blob(files, entry)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert type(read) is bytes
+    assert read == data
+    assert peak < len(data) + (3 << 20), "one copy, and what is on the way"
+
+
+@pytest.mark.parametrize("at", [0, (1 << 20) - 1, 1 << 20, -1])
+def test_damage_in_any_piece_of_a_large_array_is_noticed(large: tuple[LocalFiles, Entry, bytes], at: int) -> None:
+    files, entry, _ = large
+    (place,) = entry.places
+    flip(files.root / place.file, (place.offset if at >= 0 else entry.size + place.offset) + at)
+    with pytest.raises(CheckpointCorruptError, match="checksum"):
+        read_blob(files, entry)
+
+
+def test_a_large_array_whose_file_was_cut_off(large: tuple[LocalFiles, Entry, bytes]) -> None:
+    files, entry, _ = large
+    (place,) = entry.places
+    os.truncate(files.root / place.file, place.offset + (1 << 20))
+    with pytest.raises(CheckpointCorruptError, match=f"1048576 of {entry.size} bytes"):
+        read_blob(files, entry)
 
 
 @given(st.binary(max_size=64), st.integers(0, 63))
@@ -153,6 +196,16 @@ def test_large_bytes_that_differ_in_the_last_place() -> None:
     data = bytes(10_000_000)
     assert not same_bytes(data, data[:-1] + b"x")
     assert same_bytes(data, bytearray(data))
+
+
+@pytest.mark.parametrize("size", [4095, 4096, 4097, 4103, 300_001])
+def test_no_differing_byte_is_passed_over(size: int) -> None:
+    data = bytes(size)
+    for at in {0, 1, 4094, 4095, 4096, 4102, 36_863, 36_864, size - 9, size - 8, size - 1} & set(range(size)):
+        other = bytearray(data)
+        other[at] = 1
+        assert not same_bytes(data, memoryview(other))
+        assert same_bytes(memoryview(other), bytes(other))
 
 
 # --- manifests that lie ------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def test_of_round_gives_the_arrays_as_that_round_left_them(run: Path) -> None:
         commit = look.of_round(server_round)
         assert commit is not None
         assert [look.read(commit, entry) for entry in commit.arrays] == [one.data for one in model(server_round)]
-        assert [bytes(look.view(commit, entry)) for entry in commit.arrays] == [
+        assert [bytes(view) for view in look.views(commit, commit.arrays)] == [
             one.data[len(entry.header) :] for one, entry in zip(model(server_round), commit.arrays, strict=True)
         ]
     assert look.of_round(3) is None, "an attempt has no arrays of its own"
