@@ -21,13 +21,17 @@ PAIRS = [
 ]
 
 # What comes with an extra (and nothing else brings), and the tests that it is there for.
-OPTIONAL = ("dp_accounting", "moto", "obstore", "opacus", "safetensors", "sklearn", "torch")
+OPTIONAL = ("dp_accounting", "matplotlib", "moto", "obstore", "opacus", "safetensors", "sklearn", "torch")
 EXTRAS = {
     "": (set(), ["tests/store/test_checkpoint_store.py", "tests/strategies/test_message.py"]),
     "torch": ({"safetensors", "torch"}, ["tests/checkpointers", "tests/server_module/test_in_run.py"]),
     "opacus": ({"opacus", "safetensors", "torch"}, ["tests/checkpointers/test_opacus_models.py"]),
     "cloud": ({"obstore"}, ["tests/store/test_location.py"]),
-    "all": ({"obstore", "opacus", "safetensors", "torch"}, ["tests/checkpointers", "tests/strategies/test_legacy.py"]),
+    "plot": ({"matplotlib"}, ["tests/cli/test_plot.py"]),
+    "all": (
+        {"matplotlib", "obstore", "opacus", "safetensors", "torch"},
+        ["tests/checkpointers", "tests/strategies/test_legacy.py"],
+    ),
 }
 
 nox.options.default_venv_backend = "uv|virtualenv"

@@ -35,3 +35,4 @@ nitpick_ignore = [
 html_theme = "furo"
 html_title = f"flwr-ckpt {release}"
 html_copy_source = False
+html_show_copyright = False

@@ -28,7 +28,7 @@ def checkpoint_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
-OPTIONAL = ("dp_accounting", "moto", "obstore", "opacus", "safetensors", "sklearn", "torch")
+OPTIONAL = ("dp_accounting", "matplotlib", "moto", "obstore", "opacus", "safetensors", "sklearn", "torch")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -69,6 +69,7 @@ def make_names(run_config: dict[str, Any]) -> dict[str, Any]:
 
 def train(run: str, num_rounds: int) -> None:
     """Make a run."""
+    torch.manual_seed(1)
     strategy = CheckpointingStrategy(flwr.serverapp.strategy.FedAvg(), run, seed=1)
     grid = message.FakeGrid(message.average_client, 1)
     message.start(strategy, grid, num_rounds=num_rounds, arrays=ArrayRecord(Net().state_dict()), evaluate_fn=None)

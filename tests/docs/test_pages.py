@@ -13,6 +13,7 @@ import tomli
 import yaml
 from typer.testing import CliRunner
 
+from flwr_ckpt.cli.app import app
 from flwr_ckpt.strategies.checkpointing.settings import PREFIX, parse_run_config
 from tests.docs.blocks import PAGES, ROOT, Block, blocks
 from tests.docs.prelude import Servers, make_names, train
@@ -49,10 +50,11 @@ def test_python_runs(page: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", of("console"), ids=str)
 def test_commands_work(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    if "flwr-ckpt" in {command[0] for command in commands(block)}:
+    if "flwr-ckpt" in {command[0] for command, _ in commands(block)}:
         train("digits", num_rounds=6)
-    for command in commands(block):
-        CHECKS[command[0]](command)
+    for command, printed in commands(block):
+        output = CHECKS[command[0]](command)
+        assert not printed or normal(printed) == normal(output or ""), output
 
 
 @pytest.mark.parametrize("block", of("toml"), ids=str)
@@ -81,12 +83,17 @@ def test_nothing_is_left_out() -> None:
     assert len(left) == NOT_RUN, left
 
 
-def commands(block: Block) -> list[list[str]]:
-    """The commands of a block; lines without a dollar are what they print."""
-    lines = block.text.replace("\\\n", " ").splitlines()
-    found = [shlex.split(line[2:], comments=True) for line in lines if line.startswith("$ ")]
-    assert found, f"{block}: a command begins with '$ '"
-    return found
+def commands(block: Block) -> list[tuple[list[str], str]]:
+    """The commands of a block, each with what the block says that it prints: nothing, if that is left out."""
+    first, *rest = block.text.replace("\\\n", " ").split("$ ") if block.text.startswith("$ ") else ("no command", "")
+    assert not first, f"{block}: a command begins with '$ '"
+    parts = [part.partition("\n") for part in rest]
+    return [(shlex.split(line, comments=True), printed) for line, _, printed in parts]
+
+
+def normal(output: str) -> str:
+    """Times, sizes and scores aside, and how wide they make a column."""
+    return re.sub(r"\s+", " ", re.sub(r"\d[\d.:-]*", "0", output)).strip()
 
 
 def check_make(command: list[str]) -> None:
@@ -109,10 +116,10 @@ def check_flwr(command: list[str]) -> None:
         parse_run_config(pairs)
 
 
-def run_flwr_ckpt(command: list[str]) -> None:
-    cli = pytest.importorskip("flwr_ckpt.cli.app")
-    result = CliRunner().invoke(cli.app, command[1:])
+def run_flwr_ckpt(command: list[str]) -> str:
+    result = CliRunner().invoke(app, command[1:])
     assert result.exit_code == 0, f"{command}: {result.output}"
+    return result.stdout
 
 
 def check_export(command: list[str]) -> None:
