@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,7 +71,12 @@ TABLES = {  # the name under which a test records (what, phase, round, outcome):
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """Print tables of everything that was killed and resumed, and at which moments."""
+    """Print tables of everything that was killed and resumed, and at which moments; then what was counted."""
+    _write_moments(terminalreporter)
+    _write_counts(terminalreporter)
+
+
+def _write_moments(terminalreporter: Any) -> None:
     for name, title in TABLES.items():
         rows: dict[str, dict[tuple[str, int], str]] = {}
         for report in terminalreporter.stats.get("passed", []):
@@ -81,6 +87,22 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         if rows:
             terminalreporter.section(title)
             _write_table(terminalreporter.write_line, rows)
+
+
+def _write_counts(terminalreporter: Any) -> None:
+    """Add up what tests recorded as ``counted``: (what was tried, {what: how many})."""
+    totals: dict[str, Counter[str]] = {}
+    for report in terminalreporter.stats.get("passed", []):
+        for recorded, value in getattr(report, "user_properties", []):
+            if recorded == "counted":
+                tried, numbers = value
+                totals.setdefault(tried, Counter()).update(numbers)
+    if totals:
+        terminalreporter.section("faults tried, and what they did to what had been reported durable")
+        width = max(map(len, totals))
+        for tried, numbers in sorted(totals.items()):
+            told = ", ".join(f"{number} {what}" for what, number in numbers.items())
+            terminalreporter.write_line(f"{tried.ljust(width)}  {told}")
 
 
 def _write_table(write: Callable[[str], None], rows: dict[str, dict[tuple[str, int], str]]) -> None:
