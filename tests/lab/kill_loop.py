@@ -1,0 +1,180 @@
+"""Servers that are killed again and again until they have finished, one kind after the other.
+
+The loop keeps what it knows in its folder after every life, so that it can be stopped, itself by a kill, and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flwr_ckpt import CheckpointStore
+from flwr_ckpt.store.retention import RoundRecord
+
+from . import dying
+from .alone import Child, Report, fork
+from .lives import FIRST, KINDS, Kind, Reference, digest, history_of, live, reference
+
+NUM_ROUNDS = 40
+MOST_SECONDS = 0.4  # of a life; about as long as the opening and twenty rounds
+MOST_CALLS = 300  # of a life; about twelve rounds
+SEED = 20
+
+
+@dataclass
+class Progress:
+    """What the loop has done so far.
+
+    Attributes
+    ----------
+    kills, inside, rounds, runs : int
+        How many there were: kills, those of them at an exact system call, rounds, runs that came to their end.
+    reported : int
+        The highest round of the current run that was reported durable; -1 for none.
+    lost, wrong : list of str
+        What must not be: rounds that were durable and are gone, or are not what they were.
+    """
+
+    kills: int = 0
+    inside: int = 0
+    rounds: int = 0
+    runs: int = 0
+    lives: int = 0
+    reported: int = -1
+    lost: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+
+def kill_loop(folder: str, kills: int) -> dict[str, Any]:
+    """Go on until so many kills have been done in this folder; give the counts."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    state = place / "progress.json"
+    progress = Progress(**json.loads(state.read_text())) if state.exists() else Progress()
+    references: dict[str, Reference] = {}
+    while progress.kills < kills and not progress.lost and not progress.wrong:
+        kind = KINDS[progress.runs % len(KINDS)]
+        if kind.name not in references:
+            references[kind.name] = _reference(kind)
+        _one_life(kind, place / f"run-{progress.runs:04d}", references[kind.name], progress)
+        temporary = state.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(progress)))
+        temporary.replace(state)
+    return asdict(progress)
+
+
+def _reference(kind: Kind) -> Reference:
+    lines, code = fork(lambda report: report(json.dumps(asdict(reference(kind, NUM_ROUNDS))))).end()
+    assert code == 0, f"{kind.name} failed when it was left alone"
+    told = json.loads(lines[0])
+    history = {key: _by_round(values) for key, values in told["history"].items()}
+    return Reference(_by_round(told["digests"]), history, told["told"])
+
+
+def _by_round(values: dict[str, str]) -> dict[int, str]:
+    return {int(number): value for number, value in values.items()}
+
+
+def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) -> None:
+    """Have a server live until it is killed or has finished, and see what it has left."""
+    chance = random.Random(f"{SEED}/{progress.lives}")
+    inside = chance.random() < 0.5
+    number, moment = chance.randrange(MOST_CALLS), chance.choice(dying.MOMENTS)
+
+    before = _newest(run)
+
+    def work(report: Report) -> None:
+        if inside:
+            dying.at_call(number, moment)
+        # Until the first model is on disk, the run has none, and another one would be another run.
+        salt = FIRST if before < 0 else progress.lives
+        told = live(kind, run, NUM_ROUNDS, salt, tell=lambda server_round: report(str(server_round)))
+        report(f"finished {json.dumps(told)}")
+
+    child = fork(work)
+    seen = -1
+    if not inside:
+        wait(child, chance.uniform(0.0, MOST_SECONDS))
+        if chance.random() < 0.3:
+            seen = _newest(run)  # what a reader sees is durable, too
+        os.kill(child.pid, signal.SIGKILL)
+    lines, code = child.end()
+    assert code in (0, -signal.SIGKILL), f"life {progress.lives} of {kind.name} in {run} ended with {code}"
+    finished = [line.partition(" ")[2] for line in lines if line.startswith("finished ")]
+    told = [int(line) for line in lines if not line.startswith("finished ")]
+    progress.lives += 1
+    progress.reported = max(progress.reported, seen, *told, -1)
+    _check(kind, run, expected, progress)
+    progress.rounds += _newest(run) - before
+    if finished:
+        _check_end(kind, json.loads(finished[0]), expected, progress)
+        progress.runs += 1
+        progress.reported = -1
+        if not progress.lost and not progress.wrong:
+            shutil.rmtree(run)
+    else:
+        progress.kills += 1
+        progress.inside += inside
+
+
+def wait(child: Child, seconds: float) -> None:
+    """Give a child that long, or until it has ended: the kill comes from outside, at any moment."""
+    until = time.monotonic() + seconds
+    descriptor = os.pidfd_open(child.pid)
+    try:
+        select.select([descriptor], [], [], max(0.0, until - time.monotonic()))
+    finally:
+        os.close(descriptor)
+
+
+def _newest(run: Path) -> int:
+    latest = CheckpointStore(run).latest()
+    return -1 if latest is None else latest.round
+
+
+def _check(kind: Kind, run: Path, expected: Reference, progress: Progress) -> None:
+    """See with fresh eyes that all that was durable is there, bit for bit, and nothing else."""
+    where = f"life {progress.lives}, {kind.name} in {run}: "
+    store = CheckpointStore(run)
+    there = [record.round for record in store.rounds()]
+    newest = max(there, default=-1)
+    if newest < progress.reported:
+        progress.lost.append(f"{where}round {progress.reported} was durable, the newest is {newest}")
+    missing = _to_be_kept(kind, store, newest) - set(there)
+    if missing:
+        progress.lost.append(f"{where}{missing} should have been kept by {kind.keep}")
+    for server_round in there:
+        if digest(store.load(server_round).arrays.items()) != expected.digests[server_round]:
+            progress.wrong.append(f"{where}round {server_round} has other bits")
+    for key, values in history_of(store).items():
+        for server_round, value in values.items():
+            if value != expected.history[key][server_round]:
+                progress.wrong.append(f"{where}{key} of round {server_round} is {value}")
+    progress.wrong.extend(f"{where}{problem}" for result in store.verify() for problem in result.problems)
+
+
+def _to_be_kept(kind: Kind, store: CheckpointStore, newest: int) -> set[int]:
+    metrics = store.history()
+    rounds = [
+        RoundRecord(number, {key: of[number] for key, of in metrics.items() if number in of})
+        for number in _saved(kind, newest)
+    ]
+    return kind.keep.select(rounds)
+
+
+def _saved(kind: Kind, newest: int) -> Iterable[int]:
+    return (number for number in range(newest + 1) if number in (kind.saved(number), NUM_ROUNDS))
+
+
+def _check_end(kind: Kind, told: Any, expected: Reference, progress: Progress) -> None:
+    if told != expected.told:
+        progress.wrong.append(f"life {progress.lives}, {kind.name}: the end is another one")

@@ -1,0 +1,33 @@
+"""Servers killed by SIGKILL at random moments and inside commits: what was durable is there, and the run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.lab.alone import alone
+from tests.lab.kill_loop import kill_loop
+
+
+def _check(counts: dict[str, Any], kills: int, record_property: Any) -> None:
+    assert counts["lost"] == []
+    assert counts["wrong"] == []
+    assert counts["kills"] == kills
+    assert counts["inside"] > kills // 4
+    numbers = {name: counts[name] for name in ("kills", "inside", "rounds", "runs")}
+    numbers["kills inside a system call"] = numbers.pop("inside")
+    record_property("counted", ["SIGKILL of a server", {**numbers, "lost": 0, "wrong": 0}])
+
+
+def test_a_few_kills(tmp_path: Path, record_property: Any) -> None:
+    _check(alone(kill_loop, str(tmp_path), 25), 25, record_property)
+
+
+@pytest.mark.slow
+def test_a_thousand_kills(tmp_path: Path, request: pytest.FixtureRequest, record_property: Any) -> None:
+    """Stopped and started again with the same ``--kills-folder``, it goes on where it was."""
+    folder = request.config.getoption("--kills-folder") or str(tmp_path)
+    kills = request.config.getoption("--kills")
+    _check(alone(kill_loop, folder, kills, patience=24 * 3600.0), kills, record_property)
