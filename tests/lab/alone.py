@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,18 @@ PATIENCE = 600.0  # seconds; only what hangs ever takes them
 Report = Callable[[str], None]
 
 
-def alone(work: Callable[..., Any], *arguments: Any, patience: float = PATIENCE) -> Any:
+def alone(
+    work: Callable[..., Any], *arguments: Any, under: Sequence[str | Path] = (), patience: float = PATIENCE
+) -> Any:
     """Call a function of a module of this folder in a new interpreter; arguments and answer are JSON.
+
+    Parameters
+    ----------
+    work : callable
+    under : sequence of str or Path
+        A command that starts the interpreter.
+    patience : float
+        Seconds after which it hangs.
 
     Raises
     ------
@@ -36,7 +46,7 @@ def alone(work: Callable[..., Any], *arguments: Any, patience: float = PATIENCE)
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         done = subprocess.run(
-            [sys.executable, "-m", "tests.lab.alone", f"{work.__module__}:{work.__qualname__}", answer],
+            [*under, sys.executable, "-m", "tests.lab.alone", f"{work.__module__}:{work.__qualname__}", answer],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])},
             input=json.dumps(arguments),
