@@ -26,8 +26,13 @@ from .lives import FIRST, KINDS, Kind, Reference, digest, history_of, live, refe
 
 NUM_ROUNDS = 40
 MOST_SECONDS = 0.4  # of a life; about as long as the opening and twenty rounds
-MOST_CALLS = 300  # of a life; about twelve rounds
+MOST_TOLD = 12  # rounds of a life
 SEED = 20
+
+OUTSIDE = "at any moment, from outside"
+INSIDE = "inside a system call"
+AS_TOLD = "as a round is reported durable"
+DEATHS = (OUTSIDE, INSIDE, AS_TOLD)
 
 
 @dataclass
@@ -36,8 +41,10 @@ class Progress:
 
     Attributes
     ----------
-    kills, inside, rounds, runs : int
-        How many there were: kills, those of them at an exact system call, rounds, runs that came to their end.
+    kills, rounds, runs, lives : int
+        How many there were; runs are those that came to their end.
+    deaths : dict
+        How many of the kills came at which moments.
     reported : int
         The highest round of the current run that was reported durable; -1 for none.
     lost, wrong : list of str
@@ -45,11 +52,11 @@ class Progress:
     """
 
     kills: int = 0
-    inside: int = 0
     rounds: int = 0
     runs: int = 0
     lives: int = 0
     reported: int = -1
+    deaths: dict[str, int] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -87,22 +94,29 @@ def _by_round(values: dict[str, str]) -> dict[int, str]:
 def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) -> None:
     """Have a server live until it is killed or has finished, and see what it has left."""
     chance = random.Random(f"{SEED}/{progress.lives}")
-    inside = chance.random() < 0.5
-    number, moment = chance.randrange(MOST_CALLS), chance.choice(dying.MOMENTS)
-
+    death = chance.choice(DEATHS)
     before = _newest(run)
 
     def work(report: Report) -> None:
-        if inside:
-            dying.at_call(number, moment)
+        told_until_death = chance.randrange(MOST_TOLD) if death == AS_TOLD else -1
+        if death == INSIDE:
+            name = chance.choice(sorted(dying.CALLS))
+            dying.at_call(name, chance.randrange(dying.CALLS[name]), chance.choice(dying.MOMENTS))
+
+        def tell(server_round: int) -> None:
+            nonlocal told_until_death
+            report(str(server_round))
+            if told_until_death == 0:
+                dying.kill_me()
+            told_until_death -= 1
+
         # Until the first model is on disk, the run has none, and another one would be another run.
         salt = FIRST if before < 0 else progress.lives
-        told = live(kind, run, NUM_ROUNDS, salt, tell=lambda server_round: report(str(server_round)))
-        report(f"finished {json.dumps(told)}")
+        report(f"finished {json.dumps(live(kind, run, NUM_ROUNDS, salt, tell=tell))}")
 
     child = fork(work)
     seen = -1
-    if not inside:
+    if death == OUTSIDE:
         wait(child, chance.uniform(0.0, MOST_SECONDS))
         if chance.random() < 0.3:
             seen = _newest(run)  # what a reader sees is durable, too
@@ -123,7 +137,7 @@ def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) ->
             shutil.rmtree(run)
     else:
         progress.kills += 1
-        progress.inside += inside
+        progress.deaths[death] = progress.deaths.get(death, 0) + 1
 
 
 def wait(child: Child, seconds: float) -> None:
