@@ -21,6 +21,7 @@ from .servers import process_mark, read_body
 from .values import Json
 
 _UNREADABLE = ""
+_TRIES = 100  # each one that fails is another server's opening; who meets that this often meets something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,20 @@ def take_generation(files: Files, *, removed: bool = False) -> Fence:
     OSError
         If the place cannot be written.
     """
-    files.make_root()
-    files.make_folder(FENCES)
+    tries = 0
     while True:
+        files.make_root()
+        files.make_folder(FENCES)
         generation = 1 + highest_generation(files.keys())
         fence = Fence(generation, secrets.token_hex(16), f"process {os.getpid()} on {socket.gethostname()}", removed)
         try:
             files.publish(fence_key(generation), seal(_to_json(fence)))
-        except FileExistsError:
-            continue  # another server took it in this moment; ours is the next
+        except (FileExistsError, FileNotFoundError):
+            # Another server took it in this moment, or a newer one cleared away what was half made; ours is the next.
+            tries += 1
+            if tries == _TRIES:
+                raise
+            continue
         files.sync_folder()
         return fence
 

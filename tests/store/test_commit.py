@@ -27,7 +27,7 @@ from run_rig import (
     train,
 )
 
-from flwr_ckpt.store import Blob, Draft, FencedError, KeepLatest, Outcome, RunReader
+from flwr_ckpt.store import Blob, Draft, FencedError, KeepLatest, Outcome, RunReader, RunWriter
 
 
 @pytest.fixture
@@ -361,6 +361,44 @@ def test_the_older_server_is_fenced_and_told_by_whom(run: Path) -> None:
     with pytest.raises(FencedError):
         old.commit(train(2))
     assert seen(run) == (0, "initial", 0)
+
+
+@pytest.mark.usefixtures("patient_disk")
+def test_a_newer_server_at_any_moment_of_opening(tmp_path: Path) -> None:
+    """Which of the two is the newer is told by their numbers; the other one stops, and nothing is lost."""
+    at, reached = 0, True
+    while reached:
+        run = tmp_path / str(at)
+        run_to(opened(run), 1)
+        others: list[RunWriter] = []
+
+        def open_and_write(run: Path = run, others: list[RunWriter] = others) -> None:
+            others.append(opened(run, KeepLatest(1)))
+            others[0].commit(train(2))
+            others[0].retain()  # clears away what it takes for a dead server's
+
+        countdown = Countdown(at, open_and_write)
+        one = opened(run, KeepLatest(1), files=WatchedFiles(run, countdown))
+        reached = countdown.count > at
+        if reached and one.generation > others[0].generation:
+            one.commit(train(3 if one.resumed and one.resumed.commit.round == 2 else 2))
+            with pytest.raises(FencedError):
+                others[0].commit(train(3))
+        elif reached:
+            with pytest.raises(FencedError):
+                one.commit(train(2))
+            assert seen(run) == (2, "train", 2)
+        at += 1
+    assert at > 10
+
+
+def test_a_place_where_no_fence_can_be_made_says_so(run: Path) -> None:
+    def gone(operation: str, key: str) -> None:
+        if operation == "link":
+            raise FileNotFoundError(key)
+
+    with pytest.raises(FileNotFoundError):
+        opened(run, files=WatchedFiles(run, gone))
 
 
 @pytest.mark.usefixtures("patient_disk")
