@@ -73,10 +73,18 @@ class Child:
     pid: int
     reports: int
 
-    def lines(self) -> list[str]:
-        """Wait until the child is gone; give all that it has reported."""
-        with open(self.reports, encoding="utf-8") as pipe:
-            return pipe.read().splitlines()
+    def __post_init__(self) -> None:
+        self._pipe = open(self.reports, "rb")  # noqa: SIM115  # closed once it is read to its end
+
+    def lines(self, most: int | None = None) -> list[str]:
+        """Wait for so many further lines, or until the child is gone; give them."""
+        found: list[str] = []
+        while most is None or len(found) < most:
+            line = self._pipe.readline()
+            if not line:
+                break
+            found.append(line.decode().rstrip("\n"))
+        return found
 
     def wait(self) -> int:
         """Wait for its end; give its exit code, or minus the signal."""
@@ -85,7 +93,12 @@ class Child:
     def end(self) -> tuple[list[str], int]:
         """Wait for its end; give its reports and its exit code."""
         lines = self.lines()
+        self.close()
         return lines, self.wait()
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._pipe.close()
 
 
 def fork(work: Callable[[Report], object], *, python_exits: bool = False) -> Child:

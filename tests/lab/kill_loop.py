@@ -25,7 +25,7 @@ from .alone import Child, Report, fork
 from .lives import FIRST, KINDS, Kind, Reference, digest, history_of, live, reference
 
 NUM_ROUNDS = 40
-MOST_SECONDS = 0.4  # of a life; about as long as the opening and twenty rounds
+MOST_SECONDS = 0.03  # after a report; a few rounds
 MOST_TOLD = 12  # rounds of a life
 SEED = 20
 
@@ -101,7 +101,7 @@ def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) ->
         told_until_death = chance.randrange(MOST_TOLD) if death == AS_TOLD else -1
         if death == INSIDE:
             name = chance.choice(sorted(dying.CALLS))
-            dying.at_call(name, chance.randrange(dying.CALLS[name]), chance.choice(dying.MOMENTS))
+            dying.at_call([name], chance.randrange(dying.CALLS[name]), chance.choice(dying.MOMENTS))
 
         def tell(server_round: int) -> None:
             nonlocal told_until_death
@@ -115,13 +115,16 @@ def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) ->
         report(f"finished {json.dumps(live(kind, run, NUM_ROUNDS, salt, tell=tell))}")
 
     child = fork(work)
+    lines: list[str] = []
     seen = -1
     if death == OUTSIDE:
+        lines = child.lines(chance.randrange(MOST_TOLD))
         wait(child, chance.uniform(0.0, MOST_SECONDS))
         if chance.random() < 0.3:
             seen = _newest(run)  # what a reader sees is durable, too
         os.kill(child.pid, signal.SIGKILL)
-    lines, code = child.end()
+    rest, code = child.end()
+    lines += rest
     assert code in (0, -signal.SIGKILL), f"life {progress.lives} of {kind.name} in {run} ended with {code}"
     finished = [line.partition(" ")[2] for line in lines if line.startswith("finished ")]
     told = [int(line) for line in lines if not line.startswith("finished ")]
