@@ -21,8 +21,7 @@ from typing import Any
 
 from flwr_ckpt import CheckpointStore, FencedError, KeepAll, KeepLatest
 from flwr_ckpt.store import Draft, RunWriter
-from flwr_ckpt.store.filesystem import LocalFiles
-from flwr_ckpt.store.generations import take_generation
+from flwr_ckpt.store.removal import remove
 from flwr_ckpt.store.rewind import rewind
 from tests.store.run_rig import Place, initial, later, model, opened, reader, train
 
@@ -92,11 +91,7 @@ def _removed_by_hand(run: Path) -> str:
 
 def _removed(run: Path) -> str:
     """As the command does it: a fence that says so stays, and a new run of the name begins above it."""
-    files = LocalFiles(run)
-    fence = take_generation(files, removed=True)
-    for key in files.keys():  # noqa: SIM118  # no dict
-        if not key.endswith("/") and key != f"generations/{fence.generation:04d}":
-            files.remove(key)
+    remove(Place(run), Place(run).files())
     writer = opened(run, KeepLatest(2))
     assert writer.resumed is None
     writer.commit(initial())
