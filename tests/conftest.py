@@ -21,13 +21,6 @@ settings.register_profile("without-deadline", deadline=None)
 settings.load_profile("without-deadline")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the long loop of kills be done in pieces."""
-    group = parser.getgroup("kills")
-    group.addoption("--kills", type=int, default=1000, help="how many servers to kill in all (slow test)")
-    group.addoption("--kills-folder", default=None, help="where the kills are counted; given again, they go on there")
-
-
 @pytest.fixture(autouse=True)
 def checkpoint_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep every test out of the user's own checkpoint home."""
@@ -40,10 +33,12 @@ OPTIONAL = ("dp_accounting", "matplotlib", "moto", "obstore", "opacus", "safeten
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let a run of the tests say which optional packages it goes without."""
+    """Let a run of the tests say which optional packages it goes without, and do the long loop of kills in pieces."""
     parser.addoption(
         "--without", action="append", default=[], choices=OPTIONAL, help="an optional package to do without"
     )
+    parser.addoption("--kills", type=int, default=1000, help="how many servers to kill in all (slow test)")
+    parser.addoption("--kills-folder", default=None, help="where the kills are counted; given again, they go on there")
 
 
 def pytest_configure(config: pytest.Config) -> None:
