@@ -1,4 +1,8 @@
-"""``python -m benchmarks``: measure, print the tables, and write them with a picture to a folder."""
+"""Measure, print the tables, and write them with a picture to a folder.
+
+``python -m benchmarks report`` does so again from what was measured last; ``python -m benchmarks profile`` prints where
+our own time goes.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ from pathlib import Path
 
 from . import plan
 from .contenders import NAMES
+from .profiling import profile
 from .report import report
 from .results import Results, measure, tell
 
+_PROFILED = 512  # MiB
 _RESULTS = Path(__file__).parent / "results"
 _PLANS = {"usual": plan.usual, "smoke": plan.smoke, "full": plan.full}
 
@@ -21,6 +27,12 @@ def main() -> None:
     options = _options()
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "results.json"
+    if options.command == "profile":
+        with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+            text = profile(options.sizes[0] if options.sizes else _PROFILED, Path(folder))
+        (options.out / "profile.md").write_text(text)
+        print(text)
+        return
     if options.command == "run":
         measure(_chosen(options), options.scratch, tell).save(kept)
     results = Results.load(kept)
@@ -35,7 +47,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("command", nargs="?", choices=("run", "report"), default="run", help="report: draw again")
+    parser.add_argument("command", nargs="?", choices=("run", "report", "profile"), default="run")
     parser.add_argument("--plan", choices=_PLANS, default="usual", help="smoke: a minute; usual: ten; full: forty")
     parser.add_argument("--sizes", type=int, nargs="*", metavar="MIB", help="only these of the plan's sizes")
     parser.add_argument("--contenders", nargs="*", choices=NAMES, help="only these")
@@ -54,7 +66,7 @@ def _chosen(options: argparse.Namespace) -> plan.Plan:
     if options.contenders is not None:
         sizes = [replace(one, contenders=[c for c in one.contenders if c in options.contenders]) for one in sizes]
     cases = {name: task for name, task in whole.cases.items() if options.cases is None or name in options.cases}
-    return plan.Plan(sizes, cases)
+    return plan.Plan(whole.name, sizes, cases)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ class Figures:
         Peak of extra memory against the model.
     disk_ratio : float
         Bytes on the disk a round against the bytes that changed.
+    stalled : float
+        Seconds for which another thread stood still at most.
     load, read : float or None
         Seconds until Flower has the arrays, and of one read of them.
     load_ratio : float or None
@@ -44,6 +46,7 @@ class Figures:
     memory_ratio: float
     disk: int
     disk_ratio: float
+    stalled: float
     load: float | None
     read: float | None
     load_ratio: float | None
@@ -74,6 +77,7 @@ def figures(turns: list[Result], *, skip: int = 0) -> Figures:
         memory_ratio=memory / model,
         disk=int(disk),
         disk_ratio=disk / changed,
+        stalled=max(turn["stalled"] for turn in turns),
         load=_optional(loads, lambda one: one["seconds"]),
         read=_optional(loads, lambda one: one["read"]),
         load_ratio=_optional(loads, lambda one: one["seconds"] / one["read"]),

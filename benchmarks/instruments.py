@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from flwr.app import ArrayRecord
 
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
 _CHUNK = 1 << 24
+_TICK = 0.001  # seconds
 _SAMPLER = """
 import sys, threading, time
 path, end = f"/proc/{sys.argv[1]}/status", threading.Event()
@@ -56,6 +58,29 @@ class Peak:
         """Stop watching, and say how many there were."""
         printed, _ = self._sampler.communicate()
         return int(printed)
+
+
+class Ticker:
+    """The longest time for which another thread of this process (one that takes clients' replies, say) stood still."""
+
+    def __init__(self) -> None:
+        self._longest = 0.0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tick)
+        self._thread.start()
+
+    def end(self) -> float:
+        """Stop, and say how long it was."""
+        self._ended.set()
+        self._thread.join()
+        return self._longest
+
+    def _tick(self) -> None:
+        last = time.perf_counter()
+        while not self._ended.is_set():
+            time.sleep(_TICK)
+            now = time.perf_counter()
+            self._longest, last = max(self._longest, now - last - _TICK), now
 
 
 class Stopwatch:

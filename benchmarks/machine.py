@@ -35,7 +35,7 @@ def _file_system(folder: Path) -> str:
     real = folder.resolve()
     mounts = [part for part in psutil.disk_partitions(all=True) if real.is_relative_to(part.mountpoint)]
     found = max(mounts, key=lambda part: len(part.mountpoint))
-    return f"{found.fstype} ({found.opts.partition(',')[0]}{', discard' if 'discard' in found.opts else ''})"
+    return found.fstype + (" with discard" if "discard" in found.opts.split(",") else "")
 
 
 def _versions(names: Iterable[str]) -> Iterable[str]:

@@ -45,11 +45,13 @@ class Plan:
 
     Attributes
     ----------
+    name : str
     sizes : sequence of Size
     cases : Mapping[str, Task]
         What stands in the table beside the comparison.
     """
 
+    name: str
     sizes: Sequence[Size]
     cases: Mapping[str, Task] = field(default_factory=dict)
 
@@ -61,20 +63,19 @@ def layout_of(mib: int) -> Layout:
 
 def smoke() -> Plan:
     """Everything, but so small that the figures say nothing."""
-    contenders = tuple(NAMES)
-    return Plan((Size(4, 1, 2, 1, contenders),), _cases(shrink=128, rounds=110, values=1000))
+    return Plan("smoke", (Size(4, 1, 2, 1),), _cases(shrink=128, rounds=110, values=1000))
 
 
 def usual() -> Plan:
     """What the table of targets needs, and the other libraries at two sizes."""
     sizes = (Size(64, 3, 6, 2), Size(512, 2, 4, 2), Size(2048, 1, 3, 2, ("raw", OURS)))
-    return Plan(sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
+    return Plan("usual", sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
 
 
 def full() -> Plan:
-    """The same with the other libraries at every size."""
+    """The same with more turns, and with the other libraries at every size."""
     sizes = (Size(64, 5, 6, 2), Size(512, 3, 4, 2), Size(2048, 2, 3, 2))
-    return Plan(sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
+    return Plan("full", sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
 
 
 def _cases(*, shrink: int, rounds: int, values: int) -> dict[str, Task]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .contenders import NAMES
 from .figures import Figures, aged, figures, seconds, size
+from .markdown import table
 from .results import Results
 from .targets import PROVED_BY_TESTS, targets
 
@@ -18,7 +19,8 @@ are those of a round, their medians shown. *Blocked* is the time of the server's
 the strategy's own. *Durable* runs from the aggregate until all is synced; what a library does not sync itself is synced
 for it. *Memory* is the peak of anonymous memory (`RssAnon`, read by another process every 2 ms in a round that is not
 timed) beyond what Flower holds; the page cache does not count. *Disk* is what the round's new files take, against the
-bytes that changed. *Resume* is the time until Flower has the arrays again, from the page cache, against one read of the
+bytes that changed. *Stalls* is the longest time for which another Python thread of the process stood still meanwhile.
+*Resume* is the time until Flower has the arrays again, from the page cache, against one read of the
 same bytes; for the other libraries it is loading and conversion, for flwr-ckpt the start of a server up to its first
 live hook, everything verified. Nothing is compared before memory and disk have been touched."""
 
@@ -29,9 +31,9 @@ def report(results: Results) -> str:
     parts = [
         "# Benchmarks",
         "Made by `make bench`. Raw figures: [`results.json`](results.json).",
-        "\n".join(f"- {key}: {value}" for key, value in results.machine.items()),
+        "\n".join(f"- {key}: {value}" for key, value in {**results.machine, "plan": results.plan}.items()),
         "## Numbers to reach",
-        _table(
+        table(
             ("what", "target", "measured", ""),
             [
                 *((row.what, row.limit, row.measured, row.verdict) for row in targets(comparison, results.cases)),
@@ -43,12 +45,23 @@ def report(results: Results) -> str:
     ]
     for mib, by_contender in comparison.items():
         parts += [f"### {size(mib << 20)} in 100 arrays", _comparison(by_contender)]
-    parts += ["## Special cases", _table(_CASE_HEAD, list(_cases(results.cases))), "## Method", _METHOD]
+    parts += ["## Special cases", table(_CASE_HEAD, list(_cases(results.cases))), "## Method", _METHOD]
     return "\n\n".join(parts) + "\n"
 
 
 def _comparison(by_contender: dict[str, Figures]) -> str:
-    head = ("", "blocked", "durable", "raw write beside it", "durable ×", "memory ×", "disk ×", "resume", "resume ×")
+    head = (
+        "",
+        "blocked",
+        "durable",
+        "raw write beside it",
+        "durable ×",
+        "memory ×",
+        "disk ×",
+        "stalls",
+        "resume",
+        "resume ×",
+    )
     rows = [
         (
             NAMES[name],
@@ -58,12 +71,13 @@ def _comparison(by_contender: dict[str, Figures]) -> str:
             f"{one.durable_ratio:.2f}",
             f"{one.memory_ratio:.2f}",
             f"{one.disk_ratio:.3f}",
+            seconds(one.stalled),
             "" if one.load is None else seconds(one.load),
             "" if one.load_ratio is None else f"{one.load_ratio:.2f}",
         )
         for name, one in by_contender.items()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 _CASE_HEAD = ("case", "blocked", "durable", "raw write", "memory", "disk per round", "resume")
@@ -98,11 +112,3 @@ def _cases(cases: dict[str, Any]) -> Iterator[Sequence[str]]:
         load = "" if one.load is None else f"{seconds(one.load)} ({one.load_ratio:.2f} × read)"
         raw = "" if task["state_size"] else seconds(one.raw)
         yield title, blocked, seconds(one.durable), raw, size(one.memory), size(one.disk), load
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
-    )

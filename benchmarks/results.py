@@ -9,14 +9,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from . import machine
-from .arrays import MIB
+from .arrays import MIB, Layout
 from .figures import Figures, Result, figures
 from .instruments import touch_disk, touch_memory
-from .plan import Plan
+from .plan import Plan, layout_of
 from .worker import Task, run
 
 _TOUCHED = 3  # times the largest model
+_MODELS = 4.5  # held at once: the initial one, the last, the next, and half of it as it is made
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,15 @@ class Results:
 
     Attributes
     ----------
+    plan : str
+        What was asked for.
     machine : dict of str to str
     comparison : dict
         By size in MiB (as text) and contender: what each turn gave.
     cases : dict of str to dict
     """
 
+    plan: str
     machine: dict[str, str]
     comparison: dict[str, dict[str, list[Result]]]
     cases: dict[str, Any]
@@ -53,7 +59,7 @@ class Results:
 
 
 def measure(plan: Plan, scratch: Path, tell: Callable[[str], None]) -> Results:
-    """Do all that a plan says.
+    """Do all that a plan says, as far as this machine has the memory for it.
 
     Parameters
     ----------
@@ -63,21 +69,32 @@ def measure(plan: Plan, scratch: Path, tell: Callable[[str], None]) -> Results:
     tell : callable
         Gets a line as something is begun.
     """
-    largest = max([size.mib * MIB for size in plan.sizes] + [task.layout.nbytes for task in plan.cases.values()])
+    sizes = [size for size in plan.sizes if _fits(layout_of(size.mib), tell)]
+    cases = {name: task for name, task in plan.cases.items() if _fits(task.layout, tell)}
+    largest = max([size.mib * MIB for size in sizes] + [task.layout.nbytes for task in cases.values()])
     touch_memory(_TOUCHED * largest)
     touch_disk(scratch, _TOUCHED * largest)
-    results = Results(machine.describe(scratch), {}, {})
-    for size in plan.sizes:
+    results = Results(plan.name, machine.describe(scratch), {}, {})
+    for size in sizes:
         by_contender: dict[str, list[Result]] = {name: [] for name in size.contenders}
         results.comparison[str(size.mib)] = by_contender
         for turn in range(size.turns):
             for name in size.contenders:
                 tell(f"{size.mib} MiB, turn {turn + 1} of {size.turns}: {name}")
                 by_contender[name].append(run(size.task(name), scratch))
-    for name, task in plan.cases.items():
+    for name, task in cases.items():
         tell(f"case: {name}")
         results.cases[name] = _with_task(run(task, scratch), task)
     return results
+
+
+def _fits(layout: Layout, tell: Callable[[str], None]) -> bool:
+    """Whether there is room for what Flower holds and what a contender may take; else say what is left out."""
+    needed = _MODELS * layout.nbytes
+    if needed <= psutil.virtual_memory().available:
+        return True
+    tell(f"left out, for want of {needed / 2**30:.0f} GiB of memory: a model of {layout.nbytes / 2**30:.1f} GiB")
+    return False
 
 
 def _with_task(result: Result, task: Task) -> Result:

@@ -19,7 +19,7 @@ from .arrays import Layout, first_model, next_model, same_numbers
 from .contenders import contender
 from .contenders.contender import Contender
 from .flower_loop import Clients, Rounds, prepared_strategy
-from .instruments import Folder, Peak, Stopwatch, anonymous_bytes, calm, seconds_of_raw_write, write_raw
+from .instruments import Folder, Peak, Stopwatch, Ticker, anonymous_bytes, calm, seconds_of_raw_write, write_raw
 from .strategy_state import NoState
 
 _WARM_UP = Layout(count=2, bytes_each=4096)
@@ -84,6 +84,8 @@ class Measured:
     memory : int
         Bytes that were there at most as a round was saved, beyond what Flower holds then: the initial model, that of
         the round before, and the round's own.
+    stalled : float
+        Seconds for which another thread of the process stood still at most in that round.
     loads : list of Load
     """
 
@@ -91,6 +93,7 @@ class Measured:
     changed: int
     rounds: list[Round]
     memory: int
+    stalled: float
     loads: list[Load]
 
 
@@ -119,18 +122,36 @@ def _measure(name: str, layout: Layout, num_rounds: int, num_loads: int, state: 
     saved = folder / "saved"
     saved.mkdir(parents=True)
     who = contender(name, saved)
-    rounds = _Measuring(layout, num_rounds, state, who, folder / "raw")
+    rounds = MeasuredRounds(layout, num_rounds, state, who, folder / "raw")
     last = rounds.run()
     loads = [_load(who, num_rounds + 1, last, folder / "raw", index) for index in range(num_loads)]
-    return Measured(layout.nbytes, layout.changed_bytes, rounds.done, rounds.memory, loads)
+    return Measured(layout.nbytes, layout.changed_bytes, rounds.done, rounds.memory, rounds.stalled, loads)
 
 
-class _Measuring(Rounds):
-    """Rounds that are timed, and the last of which is watched instead."""
+class MeasuredRounds(Rounds):
+    """Rounds that are timed, and the last of which is watched instead.
+
+    Parameters
+    ----------
+    layout : Layout
+    num_rounds : int
+        How many are timed.
+    state : NoState
+    who : Contender
+    scratch : Path
+        Where arrays are written raw.
+
+    Attributes
+    ----------
+    done : list of Round
+    memory, stalled
+        As in `Measured`.
+    """
 
     def __init__(self, layout: Layout, num_rounds: int, state: NoState, who: Contender, scratch: Path) -> None:
         self.done: list[Round] = []
         self.memory = 0
+        self.stalled = 0.0
         self._layout = layout
         self._watched = num_rounds + 1
         self._state = state
@@ -145,6 +166,7 @@ class _Measuring(Rounds):
         self._raw: float = 0.0
         self._copy: float | None = None
         self._peak: Peak | None = None
+        self._ticker: Ticker | None = None
         self._before = 0
 
     def run(self) -> ArrayRecord:
@@ -182,14 +204,15 @@ class _Measuring(Rounds):
     def aggregated(self, server_round: int) -> None:
         """Start the clock."""
         if server_round == self._watched:
-            self._peak = Peak()
+            self._peak, self._ticker = Peak(), Ticker()
         self._ready = time.perf_counter()
 
     def evaluate(self, server_round: int) -> None:
         """Wait for the disk, as nobody else does, and stop the clock."""
         self._who.wait()
         self._durable = time.perf_counter() - self._ready
-        if self._peak is not None:
+        if self._peak is not None and self._ticker is not None:
+            self.stalled = self._ticker.end()
             # There was one model before: the initial one, which Flower holds to the end.
             self.memory = max(self._peak.end() - self._before - 2 * self._layout.nbytes, 0)
         elif not server_round % 2:
@@ -200,15 +223,22 @@ def _load(who: Contender, server_round: int, expected: ArrayRecord, scratch: Pat
     """Load twice, once watching the memory and once the clock, and read."""
     write_raw(scratch, expected)
     before, peak = anonymous_bytes(), Peak()
-    _seconds_of_load(who, server_round, expected)
+    seconds_of_load(who, server_round, expected)
     memory = peak.end() - before
     if index % 2:
         read = _seconds_of_read(scratch)
-        return Load(_seconds_of_load(who, server_round, expected), read, memory)
-    return Load(_seconds_of_load(who, server_round, expected), _seconds_of_read(scratch), memory)
+        return Load(seconds_of_load(who, server_round, expected), read, memory)
+    return Load(seconds_of_load(who, server_round, expected), _seconds_of_read(scratch), memory)
 
 
-def _seconds_of_load(who: Contender, server_round: int, expected: ArrayRecord) -> float:
+def seconds_of_load(who: Contender, server_round: int, expected: ArrayRecord) -> float:
+    """Load a round, and make sure that it is what was saved.
+
+    Raises
+    ------
+    AssertionError
+        If it is not.
+    """
     found: list[tuple[float, ArrayRecord]] = []
     begun = time.perf_counter()
     who.load(server_round, expected, lambda record: found.append((time.perf_counter(), record)))

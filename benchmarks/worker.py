@@ -91,7 +91,7 @@ def _state(task: Task) -> NoState:
 
 def main() -> None:
     """Do what the arguments say."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)
+    logging.getLogger("flwr").setLevel(logging.ERROR)
     fields, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
     task = Task(**{**fields, "layout": Layout(**fields["layout"])})
     result = _do(task, folder)
