@@ -51,7 +51,7 @@ class Program(TyperGroup):
                 sys.exit(code_of(error))
 
 
-app = typer.Typer(cls=Program, help=_HELP, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(cls=Program, help=_HELP, pretty_exceptions_enable=False)
 
 
 def _version(on: bool) -> None:

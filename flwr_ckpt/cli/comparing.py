@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from ..store import Checkpoint
-from .options import HomeOption, JsonOption, MetricOption, ModeOption, complete_run, find_run, pick
+from .options import HomeOption, JsonOption, MetricOption, ModeOption, RunType, find_run, pick
 from .render import Column, emit_json, number, plain, printable, say, table
 
 _CHUNK = 1 << 20  # elements that are compared at once, as float64
@@ -18,7 +18,7 @@ _WIDEST = 40  # characters of a value that a table shows
 
 _REFERENCE = "RUN or RUN@ROUND; a round is a number, 'latest' or 'best'."
 Reference = Annotated[
-    str, typer.Argument(metavar="RUN[@ROUND]", help=_REFERENCE, autocompletion=complete_run, show_default=False)
+    str, typer.Argument(metavar="RUN[@ROUND]", help=_REFERENCE, click_type=RunType(), show_default=False)
 ]
 
 
@@ -59,7 +59,10 @@ def diff(
     as_json: JsonOption = False,
     home: HomeOption = None,
 ) -> None:
-    """Compare two rounds, of one run or of two: arrays, strategy state, configuration, metrics."""
+    """Compare two rounds, of one run or of two: arrays, strategy state, configuration, metrics.
+
+    A round is given as RUN@ROUND: a number, 'latest' or 'best'. RUN alone is its newest.
+    """
     first, second = (_load(reference, metric, mode, home) for reference in (a, b))
     arrays = list(_moved(first, second))
     same = len(first.arrays) - sum(item.change != "only in B" for item in arrays)

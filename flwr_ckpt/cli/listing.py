@@ -28,7 +28,7 @@ from .options import (
     MetricOption,
     ModeOption,
     RunArgument,
-    complete_run,
+    RunType,
     find_run,
     missing,
     mode_of,
@@ -48,7 +48,7 @@ _STATES = {
 def ls(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="A run; all of them if left out.", autocompletion=complete_run),
+        typer.Argument(metavar="[RUN]", help="A run; all of them if left out.", click_type=RunType()),
     ] = None,
     metric: MetricOption = None,
     mode: ModeOption = None,

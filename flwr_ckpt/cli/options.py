@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Annotated, get_args
 
 import typer
+from click import Context, ParamType
+from click.shell_completion import CompletionItem
 
 from ..store import (
     Checkpoint,
@@ -17,18 +19,24 @@ from ..store import (
 )
 
 
-def complete_run(incomplete: str) -> list[str]:
-    """Offer the runs under the checkpoint home."""
-    try:
-        return [location.label for location in runs_under() if location.label.startswith(incomplete)]
-    except (OSError, ValueError):
-        return []  # a shell that is completing has no place for an error
+class RunType(ParamType):  # type: ignore[type-arg]  # generic only in newer versions of click
+    """A run as it is typed; a shell is offered those under the checkpoint home."""
+
+    name = "run"
+
+    def shell_complete(self, ctx: Context, param: object, incomplete: str) -> list[CompletionItem]:
+        """Offer runs."""
+        try:
+            names = [location.label for location in runs_under(ctx.params.get("home"))]
+        except (OSError, ValueError):
+            return []  # a shell that is completing has no place for an error
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 RunArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="A run name, an absolute path or a URL.", autocompletion=complete_run, show_default=False
+        metavar="RUN", help="A run name, an absolute path or a URL.", click_type=RunType(), show_default=False
     ),
 ]
 RoundArgument = Annotated[str, typer.Argument(metavar="ROUND", help="A round's number, 'latest' or 'best'.")]
