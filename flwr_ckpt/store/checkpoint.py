@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .array_types import NumpyType, npy_type, plain_dtype
+from .array_types import NumpyType, is_shape, npy_type, plain_dtype
 from .draft import Outcome
+from .errors import CheckpointCorruptError
 from .history import flat_metrics
 from .records import Commit, Entry
 from .values import Json, from_json
@@ -76,7 +77,9 @@ class StoredArray:
 
     def _raw_type(self) -> NumpyType | None:
         dtype = plain_dtype(self.entry.dtype) if self.entry.kind == "raw" else None
-        return None if dtype is None else (dtype, self.entry.shape, "C")
+        if dtype is None or not is_shape(self.entry.shape, dtype.itemsize):
+            return None
+        return dtype, self.entry.shape, "C"
 
 
 class LazyArrays(Mapping[str, AnyArray]):
@@ -168,14 +171,23 @@ class Checkpoint:
 
     @cached_property
     def state(self) -> dict[str, Any]:
-        """The strategy's own state as a tree to look at: dicts, lists, plain values and arrays."""
+        """The strategy's own state as a tree to look at: dicts, lists, plain values and arrays.
+
+        Raises
+        ------
+        CheckpointCorruptError
+            If what is stored is none.
+        """
         if "state" not in self._documents:
             return {}
-        return view_state(
-            self._documents["state"],
-            array=lambda name: self._state[name].array,
-            data=lambda name: self._state[name].view(),
-        )
+        try:
+            return view_state(
+                self._documents["state"],
+                array=lambda name: self._state[name].array,
+                data=lambda name: self._state[name].view(),
+            )
+        except Exception as error:  # what is stored may be anything, and make whatever it is handed to raise anything
+            raise CheckpointCorruptError(f"{self.path}: its state is no tree of it ({error!r:.200})") from error
 
     def array_record(self) -> ArrayRecord:
         """The global arrays as Flower's ``ArrayRecord``, with the bytes they had; a copy."""

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from typing import TypeVar, get_args
 
 from .draft import Outcome, Phase
-from .errors import CheckpointCorruptError, FormatVersionError
+from .errors import CheckpointCorruptError, CheckpointError, FormatVersionError
 from .names import parse_data, parse_segment
+from .npy import LONGEST_HEADER
 from .records import Chunk, Commit, DataFile, Entry, Extent, Parent, Place, Segment, Span
 from .values import Json, from_json, to_json
 
 FORMAT = 1
-LARGEST = 1 << 28  # bytes of a manifest: far beyond a million arrays, and a bound for what a hostile one can take
+# What a manifest may be at most: half a million arrays fit, and a hostile one cannot fill the memory (its lists and
+# objects take up to fifty times the room of their brackets).
+LARGEST = 1 << 27  # bytes
+MOST_PARTS = 1 << 22  # brackets
 
 _BEGIN, _MIDDLE, _END = b'{"sha256":"', b'","body":', b"}\n"
 _BODY = len(_BEGIN) + 64 + len(_MIDDLE)
@@ -48,6 +52,8 @@ def unseal(data: bytes, path: str) -> dict[str, Json]:
     framed = data.startswith(_BEGIN) and data[_BODY - len(_MIDDLE) : _BODY] == _MIDDLE and data.endswith(_END)
     if not framed or data[len(_BEGIN) : _BODY - len(_MIDDLE)] != hashlib.sha256(body).hexdigest().encode():
         raise CheckpointCorruptError(f"{path}: its {len(data)} bytes do not match the digest that they state")
+    if not _is_modest(body):
+        raise CheckpointCorruptError(f"{path}: larger than any manifest, or with more lists and objects than any has")
     document = _parse(lambda: json.loads(body, parse_constant=_no_constant), path)
     if not isinstance(document, dict) or type(document.get("format")) is not int:
         raise CheckpointCorruptError(f'{path}: expected a JSON object with a number "format"')
@@ -60,7 +66,13 @@ def unseal(data: bytes, path: str) -> dict[str, Json]:
 
 
 def encode(commit: Commit) -> bytes:
-    """Write a commit as a manifest."""
+    """Write a commit as a manifest.
+
+    Raises
+    ------
+    CheckpointError
+        If nobody could read it, because it states too much.
+    """
     table = {file.key: index for index, file in enumerate(commit.files)}
     headers: dict[bytes, int] = {}
     parent = commit.parent
@@ -85,7 +97,13 @@ def encode(commit: Commit) -> bytes:
         "segments": _text([[one.key, one.size, one.digest, one.first, one.last] for one in commit.segments]),
     }
     body = ",".join([f'"{name}":{text}' for name, text in members.items()])
-    return _sealed(f"{{{body}}}".encode("ascii"))
+    data = _sealed(f"{{{body}}}".encode("ascii"))
+    if not _is_modest(data):
+        raise CheckpointError(
+            f"{commit.path} would have {len(data)} bytes for {sum(1 for _ in commit.entries())} arrays, which is more "
+            "than a manifest may have; keep fewer and larger arrays, or leave some out with exclude="
+        )
+    return data
 
 
 def decode(data: bytes, path: str) -> Commit:
@@ -144,6 +162,10 @@ def _parse(read: Callable[[], _T], path: str) -> _T:
         raise CheckpointCorruptError(f"{path}: not a manifest of this format: {error!r:.200}") from error
 
 
+def _is_modest(data: bytes) -> bool:
+    return len(data) <= LARGEST and data.count(b"[") + data.count(b"{") <= MOST_PARTS
+
+
 def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not JSON")
 
@@ -179,6 +201,8 @@ def _file_to_json(file: DataFile) -> Json:
 def _commit(body: Mapping[str, Json], path: str) -> Commit:
     files = tuple(map(_file, _typed(body["files"], list)))
     headers = [_typed(text, str).encode("latin-1") for text in _typed(body["headers"], list)]
+    _require(len({file.key for file in files}) == len(files), "a file twice")
+    _require(all(len(header) <= LONGEST_HEADER for header in headers), "a header longer than any")
     tables = _Tables(files, headers)
     commit = Commit(
         path=path,
@@ -199,6 +223,7 @@ def _commit(body: Mapping[str, Json], path: str) -> Commit:
         segments=tuple(map(_segment, _typed(body["segments"], list))),
         passed=tuple(Extent(*_counts(item, 3)) for item in _typed(body["passed"], list)),
     )
+    _require_apart(commit)
     _require(bool(commit.line), "a line without a commit")
     last = commit.line[-1]
     own = (commit.generation, commit.round, commit.sequence)
@@ -206,6 +231,21 @@ def _commit(body: Mapping[str, Json], path: str) -> Commit:
     generations = [span.generation for span in commit.line]
     _require(generations == sorted(set(generations)), f"a line whose generations do not grow: {generations[:9]}")
     return commit
+
+
+def _require_apart(commit: Commit) -> None:
+    """Two arrays may lie at one place, but not across each other: all would be read, and more than there is."""
+    stretches = {
+        file.key: {(0, file.head.size), *((one.offset, one.size) for one in file.dead)} for file in commit.files
+    }
+    for entry in commit.entries():
+        for place in entry.places:
+            stretches[place.file].add((place.offset, entry.size))
+    for key, found in stretches.items():
+        end = 0
+        for offset, size in sorted(found):
+            _require(offset >= end, f"bytes {offset}+{size} of {key} twice")
+            end = offset + size
 
 
 @dataclass(frozen=True, slots=True)

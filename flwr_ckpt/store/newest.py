@@ -97,7 +97,8 @@ class Line:
     def _groups(self) -> Iterator[list[CommitName]]:
         """Group the names on the line by generation and round, newest first."""
         for span in reversed(self.head.line if self.head else ()):
-            names = [name for name in self._names[span.generation] if span.first <= name.round <= span.last]
+            there = self._names.get(span.generation, ())  # not by [], which would keep what a hostile line names
+            names = [name for name in there if span.first <= name.round <= span.last]
             yield from _by_round(names)
 
     def _find_head(self) -> Commit | None:

@@ -10,7 +10,7 @@ from .draft import Buffer
 from .records import Entry
 
 _MAGIC = b"\x93NUMPY"
-_LONGEST_HEADER = 1 << 13
+LONGEST_HEADER = 1 << 13
 _HEADER = re.compile(
     r"\{'descr': '(?P<descr>[^']{2,16})', 'fortran_order': (?P<fortran>True|False), "
     r"'shape': \((?P<shape>[0-9, ]*)\), *\} *\n"
@@ -52,7 +52,7 @@ def split_npy(data: Buffer) -> tuple[bytes, memoryview]:
     major = prefix[6]
     length, start = (prefix[8:10], 10) if major == 1 else (prefix[8:12], 12)
     end = start + int.from_bytes(length, "little")
-    if major not in (1, 2, 3) or end > min(_LONGEST_HEADER, len(view)):
+    if major not in (1, 2, 3) or end > min(LONGEST_HEADER, len(view)):
         return b"", view
     return bytes(view[:end]), view[end:]
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+_NUMPY_KINDS = "biufcSU"
+
 Json = Any  # what `json.loads` returns: None, bool, int, float, str, list, dict
 
 
@@ -75,13 +77,16 @@ def from_json(value: Json) -> Any:
     if tag == "dict":
         return {key: from_json(item) for key, item in value["v"]}
     if tag == "numpy":
-        array = np.frombuffer(base64.b64decode(value["v"]), np.dtype(value["dtype"]))
+        dtype = np.dtype(value["dtype"]) if isinstance(value["dtype"], str) else None
+        if dtype is None or dtype.kind not in _NUMPY_KINDS or dtype.itemsize == 0:
+            raise ValueError(f"{value['dtype']!r:.40} is no type of a stored NumPy value")
+        array = np.frombuffer(base64.b64decode(value["v"]), dtype)
         return array[0] if value["shape"] is None else array.reshape(value["shape"]).copy()
     raise ValueError(f"unknown tag {tag!r} in a stored value")
 
 
 def _numpy_to_json(value: np.generic | np.ndarray) -> Json:
-    if value.dtype.kind not in "biufcSU" or value.dtype.itemsize == 0:
+    if value.dtype.kind not in _NUMPY_KINDS or value.dtype.itemsize == 0:
         raise TypeError(f"a NumPy value of dtype {value.dtype} is not a plain value")
     shape = None if isinstance(value, np.generic) else list(value.shape)
     return {

@@ -55,7 +55,7 @@ class _Viewer:
 
     def __init__(self, tree: Json, array: _Array, data: _Bytes) -> None:
         self._roots: Mapping[str, Json] = tree["roots"]
-        self._deep: list[Json] = tree.get("deep", [])
+        self._deep: dict[int, Json] = dict(enumerate(tree.get("deep", [])))
         self._array = array
         self._data = data
         self._shown: dict[str, Any] = {}
@@ -74,7 +74,7 @@ class _Viewer:
 
     def _node(self, container: Any, slot: Any, node: Json) -> Any:
         while isinstance(node, dict) and node.get("$") == "deep":
-            node = self._deep[node["n"]]
+            node = self._deep.pop(node["n"])  # each stands in one place: else a few bytes could stand for gigabytes
         if not isinstance(node, dict):
             return node
         if node.get("$") == "same":
