@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -64,12 +65,13 @@ class ArrayDecoder:
         if "offset" in node:
             array = np.ndarray(shape, dtype, self._memory(node).data, node["offset"], node["strides"])
             return array
-        array = np.empty(shape, dtype, order=order)
-        data = memoryview(self._read[node["blob"]]).cast("B") if array.nbytes else memoryview(b"")
-        if data.nbytes != array.nbytes:
+        needed = math.prod(shape) * dtype.itemsize
+        data = memoryview(self._read[node["blob"]]).cast("B") if needed else memoryview(b"")
+        if data.nbytes != needed:
             raise ValueError(
-                f"array {node['blob']!r} has {data.nbytes} bytes where {array.nbytes} are needed for {dtype} {shape}"
+                f"array {node['blob']!r} has {data.nbytes} bytes where {needed} are needed for {dtype} {shape}"
             )
+        array = np.empty(shape, dtype, order=order)
         if array.nbytes:
             np.copyto(array, np.ndarray(shape, dtype, data, order=order), casting="no")
         return array

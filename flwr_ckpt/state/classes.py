@@ -95,7 +95,7 @@ class OwnPackages:
         module, _, qualname = name.partition(":")
         for candidate in self._candidates(module):
             found = _lookup(candidate, qualname)
-            if callable(found):
+            if callable(found) and getattr(found, "__qualname__", None) == qualname:
                 return found
         return None
 
@@ -160,9 +160,10 @@ def _classes(modules: Iterable[str], qualname: str) -> Iterator[type]:
 
 
 def _lookup(module: str, qualname: str) -> Any:
+    """Find what a module has under a name, or what a class in it has; never what another module has that it imports."""
     found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        if found is None:
+    for number, part in enumerate(qualname.split(".")):
+        if found is None or (number and not isinstance(found, type)):
             return None
         found = getattr(found, part, None)
     return found

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 _MERSENNE_WORDS = 625  # 624 words of state and the position in them
+_MOST_SPAWNED = 1 << 20  # children that are spawned again one by one, a second's work; beyond, a new generator is made
+_MOST_POOLED = 1 << 8  # words of a seed's pool, which NumPy mixes with each other; it has 4 if nobody asks for more
 
 
 def is_generator(value: object) -> bool:
@@ -75,9 +77,10 @@ def _catch_up(generator: np.random.Generator, stored: dict[str, Any] | None) -> 
         return False
     mine, theirs = dict(seed.state), dict(stored)
     missing = theirs.pop("n_children_spawned") - mine.pop("n_children_spawned")
-    if missing < 0 or repr(mine) != repr(theirs):
+    if not 0 <= missing <= _MOST_SPAWNED or repr(mine) != repr(theirs):
         return False
-    seed.spawn(missing)
+    for _ in range(missing):
+        seed.spawn(1)
     return True
 
 
@@ -99,12 +102,18 @@ def make(kind: str, state: dict[str, Any]) -> Any:
         bit_generator = getattr(np.random, detail, None)
         if not (isinstance(bit_generator, type) and issubclass(bit_generator, np.random.BitGenerator)):
             raise ValueError(f"numpy.random has no bit generator {detail!r}")
-        seed = None if state["seed"] is None else np.random.SeedSequence(**state["seed"])
+        seed = None if state["seed"] is None else _seed(**state["seed"])
         generator = np.random.Generator(bit_generator(seed))
     else:
         generator = importlib.import_module("torch").Generator(device=detail)
     _set(generator, state)
     return generator
+
+
+def _seed(**state: Any) -> np.random.SeedSequence:
+    if state["pool_size"] > _MOST_POOLED:
+        raise ValueError(f"a seed with a pool of {state['pool_size']} words")
+    return np.random.SeedSequence(**state)
 
 
 def _set(generator: Any, state: dict[str, Any]) -> None:

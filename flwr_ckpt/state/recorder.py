@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flwr_ckpt.store.draft import Blob, Buffer
+from flwr_ckpt.store.errors import CheckpointCorruptError, CheckpointError
 from flwr_ckpt.store.values import Json
 
 from .array_decode import ArrayDecoder
@@ -24,6 +25,7 @@ from .restore import Restorer
 from .sharing import Sharing
 from .show import short
 from .singles import Opaque
+from .soundness import sound_tree
 from .three import Three
 from .tree import MISSING, OBJECT_KINDS, SEQUENCE_KINDS, Tree, kind_of, places
 
@@ -152,13 +154,23 @@ class StateRecorder:
         ------
         CheckpointError
             If there is state for an object that is not there, or a ``load_state_dict`` fails.
+        CheckpointCorruptError
+            If what is stored is no state.
         """
         now = Tree(self._taken_baseline().tree)
-        three = Three(Tree(stored.tree), Tree(stored.baseline), now)
+        three = Three(sound_tree(stored.tree), sound_tree(stored.baseline), now)
+        try:
+            return self._put_back(roots, three, stored.read)
+        except CheckpointError:
+            raise
+        except Exception as error:  # what is stored may be anything, and make whatever it is handed to raise anything
+            raise CheckpointCorruptError(f"the stored state cannot be put back ({error!r:.200})") from error
+
+    def _put_back(self, roots: Roots, three: Three, read: Mapping[str, Buffer]) -> list[str]:
         sharing = Sharing()
         live = self._walk(roots, sharing)
         live_tree = Tree(live.tree)
-        objects, arrays = LiveObjects(live_tree, live.objects), ArrayDecoder(stored.read)
+        objects, arrays = LiveObjects(live_tree, live.objects), ArrayDecoder(read)
         links = Links(three.stored)
         links.keep_live(arrays, LiveArrays(live_tree, sharing.arrays()), objects)
         restorer = Restorer(
@@ -179,7 +191,7 @@ class StateRecorder:
         list of str
             ``"strategy.eta: 0.01 there, 0.02 here"``.
         """
-        then, now = Tree(stored.baseline), Tree(self._taken_baseline().tree)
+        then, now = sound_tree(stored.baseline), Tree(self._taken_baseline().tree)
         return [
             f"{identity}.{name}: {short(then, before)} there, {short(now, given)} here"
             for identity, node in now.by_id.items()
