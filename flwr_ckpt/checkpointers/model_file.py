@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import secrets
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,7 +157,7 @@ def read_model(path: Path) -> ModelFile:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, KeyError, AttributeError, RuntimeError) as error:  # torch may lack a type
         raise CheckpointCorruptError(
             f"{path}: not a sound safetensors file ({error}). If it is a pickled model of another tool, load it "
             "there and save it as safetensors: nothing is unpickled here"
@@ -164,7 +165,7 @@ def read_model(path: Path) -> ModelFile:
     own = {key: value for key, value in metadata.items() if key.startswith(_PREFIX)}
     if own:
         _verify(path, own, metadata, tensors)
-    return ModelFile(tensors, _score(own), own.get(f"{_PREFIX}model", ""))
+    return ModelFile(tensors, _score(path, own), own.get(f"{_PREFIX}model", ""))
 
 
 def load_into(model: torch.nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -260,7 +261,7 @@ def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str
 
 def _verify(path: Path, own: Mapping[str, str], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     version = own.get(f"{_PREFIX}version", "")
-    if version.isdecimal() and int(version) > VERSION:
+    if re.fullmatch("[0-9]{1,9}", version) and int(version) > VERSION:
         raise FormatVersionError(
             f"{path}: a model file of version {version}, and this package reads up to {VERSION}: update flwr-ckpt"
         )
@@ -273,11 +274,14 @@ def _verify(path: Path, own: Mapping[str, str], metadata: Mapping[str, str], ten
         )
 
 
-def _score(own: Mapping[str, str]) -> Score | None:
+def _score(path: Path, own: Mapping[str, str]) -> Score | None:
     if f"{_PREFIX}score" not in own:
         return None
-    value = float(own[f"{_PREFIX}score"])
-    return Score(own[f"{_PREFIX}score_name"], value, own[f"{_PREFIX}best"] == "highest")
+    try:
+        value = float(own[f"{_PREFIX}score"])
+        return Score(own[f"{_PREFIX}score_name"], value, own[f"{_PREFIX}best"] == "highest")
+    except (ValueError, KeyError) as error:
+        raise CheckpointCorruptError(f"{path}: states a score that is none ({error!r:.200})") from error
 
 
 def _holds(source: Path, tensors: Mapping[str, Tensor]) -> bool:

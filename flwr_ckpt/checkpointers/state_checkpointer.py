@@ -113,7 +113,7 @@ class PerRoundStateCheckpointer:
         loaded = RunReader(location).resume()
         if loaded is not None:
             logger.info("Loaded state %s from %s", checkpoint_name, location.where)
-            return self._state.decode(loaded.documents["state"], loaded.state)
+            return self._state.decode(loaded.documents.get("state"), loaded.state)
         if _holds_any(location):
             raise CheckpointCorruptError(
                 f"{location.where}: states were saved here, and none of them is sound. Bring the folder back from a "

@@ -24,7 +24,9 @@ from flwr_ckpt.checkpointers import (
     LatestTorchModuleCheckpointer,
     TorchModuleCheckpointer,
     UnknownArchitectureError,
+    model_file,
 )
+from flwr_ckpt.checkpointers.model_file import read_model, tensors_of
 
 NAME = "model.safetensors"
 
@@ -458,3 +460,61 @@ def test_a_file_larger_than_the_header_says_is_no_model(tmp_path: Path) -> None:
 def test_the_base_class_asks_for_a_decision() -> None:
     with pytest.raises(TypeError, match="abstract"):
         TorchModuleCheckpointer("", "")  # type: ignore[abstract]
+
+
+# --- files that somebody else has written ----------------------------------------------------------------------------
+
+
+def _file(header: object, data: bytes = b"\0" * 32, length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def _tensor(dtype: str = "F32", shape: object = (2, 4), offsets: object = (0, 32)) -> dict[str, object]:
+    return {"w": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}
+
+
+HOSTILE = {
+    "a header of terabytes": _file(_tensor(), length=1 << 42),
+    "a header of all there can be": _file(_tensor(), length=(1 << 64) - 1),
+    "deep JSON": _file(b'{"w":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "offsets outside": _file(_tensor(offsets=(0, 1 << 40))),
+    "offsets that go back": _file(_tensor(offsets=(32, 0))),
+    "negative offsets": _file(_tensor(offsets=(-8, 24))),
+    "an overflow": _file(_tensor(shape=(1 << 33, 1 << 33))),
+    "a negative shape": _file(_tensor(shape=(-2, -4))),
+    "tensors across each other": _file({**_tensor(), "v": _tensor(offsets=(8, 32))["w"]}),
+    "objects": _file(_tensor(dtype="O")),
+    "no header": _file([]),
+    "metadata that is no text": _file({"__metadata__": {"flwr_ckpt.version": 1}, **_tensor()}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(HOSTILE[name])
+    with pytest.raises(CheckpointCorruptError, match=NAME):
+        read_model(tmp_path / NAME)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {"score": "a lot"},
+        {"score": "0.5", "best": "lowest"},
+        {"score": "0.5", "score_name": "Loss"},
+        {"version": "9" * 5000},
+        {"version": "²"},
+        {},
+    ],
+)
+def test_metadata_that_states_anything(metadata: dict[str, str], tmp_path: Path) -> None:
+    """Its checksum is right, as anybody could make it."""
+    stated = {"flwr_ckpt.version": "1", **{f"flwr_ckpt.{key}": value for key, value in metadata.items()}}
+    tensors = tensors_of(Linear().state_dict())
+    save_file(tensors, tmp_path / NAME, {**stated, "flwr_ckpt.crc32": model_file._checksum(stated, tensors)})
+    if "score" in metadata:
+        with pytest.raises(CheckpointCorruptError, match="score"):
+            read_model(tmp_path / NAME)
+    else:
+        assert read_model(tmp_path / NAME).score is None
