@@ -23,6 +23,11 @@ from .settings import PREFIX
 ArrayTypes = list[list[Any]]  # [name, dtype, shape] of each array, in order
 
 _ROUNDS_KEY = re.compile(r"num.*rounds", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"(^|[-_.])(password|passwd|passphrase|secret|token|credentials?|(api|access|private|auth|secret)[-_.]?key)s?$",
+    re.IGNORECASE,
+)
+_URL_SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|[?#]\S*")
 _SHOWN = 12  # differences listed one by one before the message says how many more there are
 
 
@@ -63,9 +68,45 @@ class Identity:
 
     @classmethod
     def from_json(cls, document: Json) -> Identity:
-        """Decode what `to_json` made; fields of a later version are left out."""
+        """Decode what `to_json` made; fields of a later version are left out.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError, AttributeError
+            If it is something else.
+        """
         fields = from_json(document)
+        _require_types(fields)
         return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
+
+
+def without_secrets(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out of a configuration the text whose key calls it a secret, and of URLs what may be one.
+
+    What is left is stored, compared, and shown where it differs.
+    """
+    return {
+        key: _URL_SECRETS.sub("", value) if isinstance(value, str) and "://" in value else value
+        for key, value in configuration.items()
+        if not (isinstance(value, (str, bytes)) and _SECRET_KEY.search(key))
+    }
+
+
+def _require_types(fields: Mapping[str, Any]) -> None:
+    """Make sure that whatever looks at an identity later finds what it looks for."""
+    groups = [fields.get("configuration", {}), fields.get("info", {}).get("strings", {})]
+    texts = [fields["api"], *fields["classes"]]
+    for group in groups:
+        for key, values in group.items():
+            texts.extend([key, *values.keys()])
+    for name, dtype, shape in fields.get("arrays") or ():
+        texts.extend([name, dtype])
+        list(shape)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(fields["classes"], list):
+        raise TypeError("names that are no text")
+    known = (fields.get("app"), fields.get("info", {}).get("app-hash"))
+    if not all(value is None or isinstance(value, str) for value in known):
+        raise TypeError("an app whose name is no text")
 
 
 def versions() -> dict[str, str]:

@@ -6,10 +6,11 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from ...state import Snapshot, StateRecorder, StoredState
+from ...state import Snapshot, StateRecorder
 from ...store import Loaded
 from .. import logs
 from .chain import Strategy
+from .documents import state_of
 
 
 class Kept:
@@ -52,19 +53,14 @@ class Kept:
 
     def differences(self, loaded: Loaded) -> list[str]:
         """The numbers and booleans among the strategy's plain attributes that are given differently now."""
-        return self._recorder.differences(self._roots(), _stored(loaded))
+        return self._recorder.differences(self._roots(), state_of(loaded))
 
     def put_back(self, loaded: Loaded) -> None:
         """Put the state of a commit back, and log what was given another value by the user."""
-        warnings = self._recorder.restore(self._roots(), _stored(loaded))
+        warnings = self._recorder.restore(self._roots(), state_of(loaded))
         told = {line.partition(":")[0] for line in warnings}
         for line in self.differences(loaded):
             if line.partition(":")[0] not in told:
                 warnings.append(f"{line}; what is given now stands")
         for line in warnings:
             logs.warning("%s", line)
-
-
-def _stored(loaded: Loaded) -> StoredState:
-    documents = loaded.documents
-    return StoredState(tree=documents["state"], baseline=documents["baseline"], read=loaded.state)

@@ -23,7 +23,7 @@ from .. import logs
 from .api import Api
 from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
-from .identity import Identity, parameters_types, versions
+from .identity import Identity, parameters_types, versions, without_secrets
 from .lazy import LazyParameters
 from .record import LEGACY_ORDER, storable
 from .seeding import sort_results
@@ -199,7 +199,7 @@ class LegacyRun:
         session = self.session
         self._opened = True
         arrays = None if given is None else parameters_types(given)
-        configuration = {} if session.run_config is None else {"run_config": dict(session.run_config)}
+        configuration = {} if session.run_config is None else {"run_config": without_secrets(session.run_config)}
         session.open(Identity("legacy", session.classes, arrays, configuration=configuration, info=versions()))
         atexit.register(_close_at_exit, weakref.ref(self))
         session.check_plain_attributes()

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from ...store import Blob, CheckpointError, Commit, Entry, LateBlobs, Loaded, Outcome, Phase, settled
 from .api import Api
 from .grid import CheckpointingGrid
-from .identity import Identity, record_types, versions
+from .identity import Identity, record_types, versions, without_secrets
 from .lazy import lazy_record
 from .record import MESSAGE_ORDER, metric_record, metrics_of
 from .seeding import sort_replies
@@ -286,9 +286,9 @@ def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
 def _identity(session: Session, given: Mapping[str, Any]) -> Identity:
     run = _run_of(given["grid"])
     configuration = _configs(given, (bool, int, float))
-    configuration["override_config"] = dict(getattr(run, "override_config", None) or {})
+    configuration["override_config"] = without_secrets(getattr(run, "override_config", None) or {})
     if session.run_config is not None:
-        configuration["run_config"] = dict(session.run_config)
+        configuration["run_config"] = without_secrets(session.run_config)
     return Identity(
         api="message",
         classes=session.classes,
@@ -303,7 +303,7 @@ def _identity(session: Session, given: Mapping[str, Any]) -> Identity:
 def _configs(given: Mapping[str, Any], kinds: tuple[type, ...]) -> dict[str, Any]:
     """What of some kinds stands in the configs that ``start()`` was given."""
     return {
-        name: {key: value for key, value in given[name].items() if isinstance(value, kinds)}
+        name: without_secrets({key: value for key, value in given[name].items() if isinstance(value, kinds)})
         for name in ("train_config", "evaluate_config")
         if given.get(name) is not None
     }

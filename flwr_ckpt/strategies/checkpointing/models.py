@@ -115,13 +115,19 @@ class Models:
         document = {_path(item.choice): [item.choice.server_round, repr(item.choice.score)] for item in items}
         return document, lambda commit: self._write(items, commit)
 
-    def choose_again(self, document: Json, parameters: ServerParameters, server_round: int, commit: Commit) -> None:
+    def choose_again(
+        self,
+        chosen: Mapping[str, tuple[int, float]],
+        parameters: ServerParameters,
+        server_round: int,
+        commit: Commit,
+    ) -> None:
         """On resume: write what the resumed commit says was chosen, and may never have reached its file.
 
         Parameters
         ----------
-        document : Json
-            What `waiting` gave then.
+        chosen : Mapping
+            What `waiting` gave then: path to round and score.
         parameters : Parameters or ArrayRecord
             The newest arrays.
         server_round : int
@@ -131,7 +137,7 @@ class Models:
         """
         if self.module is None:
             return
-        scores = {path: float(score) for path, (chosen_in, score) in document.items() if chosen_in == server_round}
+        scores = {path: score for path, (chosen_in, score) in chosen.items() if chosen_in == server_round}
         for choice in self.module.choose_again(scores, server_round):
             self._waiting.append(_Chosen(choice, parameters))
         self._write(tuple(self._waiting), commit)

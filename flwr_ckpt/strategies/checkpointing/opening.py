@@ -15,6 +15,7 @@ from ...store import (
     readable_size,
 )
 from .. import logs
+from .documents import identity_of
 from .identity import Identity, check_configuration, check_model
 from .settings import Resume
 
@@ -52,7 +53,7 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
             f'{where}: there are checkpoints up to round {newest.round}, and resume="never" asks for none; use another '
             'run name, or resume="auto" to go on'
         )
-    stored = Identity.from_json(reader.documents(newest)["identity"])
+    stored = identity_of(reader.documents(newest), newest.path)
     check_model(stored, identity, where)
     if resume == "auto":
         check_configuration(stored, identity, where)

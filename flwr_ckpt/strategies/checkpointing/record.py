@@ -8,7 +8,7 @@ from typing import Any
 
 from flwr.app import MetricRecord
 
-from ...store import CheckpointError, Outcome, Phase, to_json
+from ...store import CheckpointCorruptError, CheckpointError, Outcome, Phase, to_json
 
 Position = tuple[int, int]  # round, and the index of a phase in the order of the API
 
@@ -38,6 +38,9 @@ class Record:
     def of(cls, order: tuple[Phase, ...], outcomes: Sequence[Outcome]) -> Record:
         """Index the outcomes of a run."""
         by_phase = {(outcome.round, outcome.phase): outcome for outcome in outcomes}
+        for _, phase in by_phase:
+            if phase not in order:
+                raise CheckpointCorruptError(f"the history tells of a phase {phase!r}, which has no answers")
         position = max(((server_round, order.index(phase)) for server_round, phase in by_phase), default=(0, 0))
         return cls(order, by_phase, position)
 
@@ -69,7 +72,10 @@ class Record:
     def attempts(self) -> dict[int, int]:
         """How often the training of each round on record was sent."""
         trained = (outcome for outcome in self.outcomes.values() if outcome.phase == "train")
-        return {outcome.round: int(str(outcome.detail.get("attempts", 1))) for outcome in trained}
+        counts = {outcome.round: outcome.detail.get("attempts", 1) for outcome in trained}
+        if wrong := [count for count in counts.values() if not isinstance(count, int)]:
+            raise CheckpointCorruptError(f"the history counts attempts with {wrong[0]!r:.80}")
+        return {server_round: int(str(count)) for server_round, count in counts.items()}
 
     def last_arrays(self) -> int:
         """The last round whose training returned arrays; 0 if none did."""
@@ -118,4 +124,11 @@ def metric_record(outcome: Outcome | None) -> Any:
     if outcome is None or outcome.metrics is None:
         return None
     metrics = dict(outcome.metrics)
-    return metrics if outcome.detail.get("mapping") == "dict" else MetricRecord(metrics)  # type: ignore[arg-type]
+    if outcome.detail.get("mapping") == "dict":
+        return metrics
+    try:
+        return MetricRecord(metrics)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise CheckpointCorruptError(
+            f"the history has metrics of round {outcome.round} ({outcome.phase}) that Flower does not take: {error}"
+        ) from error

@@ -32,6 +32,7 @@ from ...store import (
 from .. import logs
 from .api import Api, ServerParameters
 from .chain import Strategy, class_name, strategy_chain
+from .documents import attempts_of, choices_of, identity_of, nodes_of
 from .failures import Failures
 from .identity import Identity, check_configuration
 from .kept import Kept
@@ -242,13 +243,13 @@ class Session:
         self.record = Record.of(self.record.order, loaded.outcomes)
         self._metric_names = self.record.metric_names()
         self.attempts = self.record.attempts()
-        self.attempts.update({int(key): count for key, count in loaded.documents.get("attempts", {}).items()})
+        self.attempts.update(attempts_of(loaded))
         if self._strict:
-            self.nodes.keyed = loaded.documents.get("nodes", {})
+            self.nodes.keyed = nodes_of(loaded)
         self._has_state = False
         self._has_initial = True
         if self._identity is not None:
-            tell_of_changes(Identity.from_json(loaded.documents["identity"]), self._identity)
+            tell_of_changes(identity_of(loaded.documents, loaded.commit.path), self._identity)
         self._quiet.begin()
 
     # --- state ---------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ class Session:
             return
         differences = self.kept.differences(self.loaded)
         if differences:
-            stored = Identity.from_json(self.loaded.documents["identity"])
+            stored = identity_of(self.loaded.documents, self.loaded.commit.path)
             check_configuration(stored, stored, self.location.where, differences)
 
     def _put_back(self) -> None:
@@ -270,8 +271,9 @@ class Session:
         self.kept.put_back(self.loaded)
         if self.models.module is not None:
             self.models.take(self.newest())
-            choices = self.loaded.documents.get("choices", {})
-            self.models.choose_again(choices, self.newest(), self.record.last_arrays(), self.loaded.commit)
+            self.models.choose_again(
+                choices_of(self.loaded), self.newest(), self.record.last_arrays(), self.loaded.commit
+            )
 
     def newest(self) -> Any:
         """The newest arrays on record, as the API hands them over."""
