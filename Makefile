@@ -35,6 +35,12 @@ test-slow: $(INSTALLED) ## The slow tests: real Flower runs, killed and resumed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,examples]"
 	$(BIN)/python -m pytest -q -m slow
 
+FUZZ_SECONDS ?= 300
+.PHONY: fuzz
+fuzz: $(INSTALLED) ## Feed the readers with bytes that follow their coverage, FUZZ_SECONDS long; a finding is a file crash-*
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,fuzz]"
+	PYTHONPATH=. $(BIN)/python tests/fuzz/fuzz_readers.py -max_total_time=$(FUZZ_SECONDS) -len_control=0 -max_len=2048
+
 .PHONY: test-matrix
 test-matrix: $(INSTALLED) ## The tests of the core with each Python and each Flower that go together; finds python3.10 to python3.13
 	$(NOX) --sessions matrix

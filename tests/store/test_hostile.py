@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import subprocess
@@ -16,32 +15,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from run_rig import blob, later, model, opened, reader, train
+from run_rig import blob, opened, reader, train
 
-from flwr_ckpt.store import CheckpointCorruptError, CheckpointError, CheckpointStore, assembly, contents, history
+from flwr_ckpt.store import CheckpointCorruptError, CheckpointError, CheckpointStore
 from flwr_ckpt.store.generations import highest_generation
 from flwr_ckpt.store.manifest import LARGEST
 from flwr_ckpt.store.names import CommitName
 from tests.lab.hostile import HUGE, VALUES, body_of, look_everywhere, places_in, removed, replaced, write_sealed
+from tests.lab.small_run import SmallRun
 
 Record = Callable[[str, object], None]
 
 
 def _small_run(path: Path) -> Path:
-    """Three rounds with everything a manifest can hold."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(contents, "SHARED_FROM", 1)
-        patch.setattr(assembly, "_INLINE", 100)
-        patch.setattr(history, "MOST_ROUNDS", 1)
-        patch.setattr("os.fsync", lambda descriptor: None)
-        writer = opened(path)
-        for server_round in (1, 2):
-            arrays = (*model(server_round), blob("frozen", np.arange(4)))
-            tree = {"roots": {"strategy": {"$": "object", "id": "strategy", "type": "a:B", "v": {"m": 1}}}, "deep": []}
-            documents = {"state": tree, "identity": {"num_rounds": 3}, "long": "x" * 120}
-            writer.commit(train(server_round, arrays=arrays, documents=documents))
-            writer.commit(later(server_round))
-    return path
+    return SmallRun(path).path
 
 
 @pytest.fixture(scope="module")
@@ -257,9 +244,8 @@ def test_what_a_manifest_states_takes_no_more_than_it_is_worth(tmp_path: Path, r
 @pytest.mark.parametrize("document", ["[]", "{}", "[[[[]]]]", '{"":0}', "999", '"\u00ff0"'])
 def test_the_largest_manifest_there_may_be(document: str, tmp_path: Path) -> None:
     run = _small_run(tmp_path / "run")
-    body = b'{"format":1,"x":[' + b",".join([document.encode()] * (LARGEST // (len(document) + 1) - 99)) + b"]}"
-    digest = hashlib.sha256(body).hexdigest().encode()
-    _newest(run).write_bytes(b'{"sha256":"' + digest + b'","body":' + body + b"}\n")
+    items = [document.encode()] * (LARGEST // (len(document) + 1) - 99)
+    _newest(run).write_bytes(SmallRun.frame(b'{"format":1,"x":[' + b",".join(items) + b"]}"))
     assert _newest(run).stat().st_size <= LARGEST
     [(refused, mebibytes)] = _looked_at(run, seconds=120)
     assert refused == 0, "the round before is sound"
