@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from lab.bucket import S3Server
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 # Read when NumPy is imported: over tiny arrays, threads of several processes would mostly wait for each other.
@@ -113,3 +116,25 @@ def _write_table(write: Callable[[str], None], rows: dict[str, dict[tuple[str, i
     write(" " * width + "".join(f"  {phase} {server_round}".rjust(13) for phase, server_round in moments))
     for what, row in sorted(rows.items()):
         write(what.ljust(width) + "".join(row.get(moment, "-").rjust(13) for moment in moments))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[S3Server]:
+    """Start an S3 server in this process."""
+    from lab.bucket import S3Server  # only for tests that ask for it: it may not be installed
+
+    server = S3Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """Lead obstore to that server, without faults at first."""
+    from lab.bucket import none
+
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    s3_server.requests.clear()
+    yield s3_server
+    s3_server.fault = none

@@ -92,6 +92,8 @@ class CheckpointStore:
     ------
     ValueError
         If it is none of these.
+    ImportError
+        If it is a URL and object storage is not installed.
     """
 
     def __init__(self, location: str | os.PathLike[str] | Location) -> None:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from .datafile import Piece, Written, same_bytes
 from .draft import Blob
-from .files import Files, is_damage
+from .files import Compare, Files, is_damage
 from .names import parse_data
 from .npy import native_type, split_npy
 from .payloads import view_payload
@@ -97,7 +97,7 @@ class Contents:
         own = {key: name for key, name in named.items() if name is not None and name.generation == generation}
         self._own = set(own)  # what may be referred to; and, of that, what is of this round
         self._here = {key for key, name in own.items() if name.round == server_round}
-        self._views: dict[str, memoryview | None] = {}
+        self._comparisons: dict[str, Compare | None] = {}
         self._drafted: list[tuple[memoryview, Slot]] = []
         self._by_probe: defaultdict[tuple[int, bytes], list[tuple[memoryview, Slot]]] = defaultdict(list)
 
@@ -154,9 +154,8 @@ class Contents:
         own = [place for place in before.places if place.file in self._own]
         if not own or (size < SHARED_FROM and not any(place.file in self._here for place in own)):
             return False
-        view = self._view(own[0].file)
-        stored = view[own[0].offset : own[0].offset + size] if view is not None else b""
-        return same_bytes(stored, payload)
+        holds = self._comparison(own[0].file)
+        return holds is not None and holds(own[0].offset, payload)
 
     def _settle(self, entry: Entry, payload: memoryview | None, label: Label, prefix: str) -> Slot:
         """Keep the places that may be kept, and write another one if those are too few."""
@@ -177,15 +176,15 @@ class Contents:
             return Slot(entry)
         return Slot(entry, label, len(pieces) - 1)
 
-    def _view(self, key: str) -> memoryview | None:
-        if key not in self._views:
+    def _comparison(self, key: str) -> Compare | None:
+        if key not in self._comparisons:
             try:
-                self._views[key] = self._files.view(key)
+                self._comparisons[key] = self._files.comparison(key)
             except OSError as error:
                 if not is_damage(error):
                     raise
-                self._views[key] = None
-        return self._views[key]
+                self._comparisons[key] = None
+        return self._comparisons[key]
 
 
 def _probe(payload: memoryview) -> tuple[int, bytes]:

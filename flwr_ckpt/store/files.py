@@ -20,6 +20,9 @@ def is_damage(error: OSError) -> bool:
     return error.errno in _DAMAGE
 
 
+Compare = Callable[[int, Buffer], bool]
+
+
 class Files(Protocol):
     """What the store asks of the place where a run lies.
 
@@ -50,6 +53,12 @@ class Files(Protocol):
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Give what `read` does as read-only memory; from a disk it is read when it is looked at."""
+
+    def comparison(self, key: str) -> Compare:
+        """Give what says whether these very bytes lie at an offset of a file that this process wrote.
+
+        They are a whole buffer of those that it was written from. It may say no where it would have to fetch them.
+        """
 
     def make_folder(self, folder: str) -> None:
         """Make one folder in a run's folder that exists; no error if it is there.

@@ -7,13 +7,14 @@ import mmap
 import os
 import secrets
 import stat
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from .beside import done_beside
+from .datafile import same_bytes
 from .draft import Buffer
-from .files import Files
+from .files import Compare, Files
 from .names import temporary_key
 from .system import System
 
@@ -91,7 +92,7 @@ class LocalFiles:
 
     def pieces(self, key: str, offset: int, size: int) -> Iterator[bytes]:
         """Read in pieces that are still in the processor's cache when they are looked at."""
-        descriptor = self._system.open(self.root / key, _READ)
+        descriptor = self._open(key)
         try:
             while size > 0 and (piece := self._system.pread(descriptor, min(size, _PIECE), offset)):
                 yield piece
@@ -110,6 +111,11 @@ class LocalFiles:
         finally:
             self._system.close(descriptor)
 
+    def comparison(self, key: str) -> Compare:
+        """Compare through a map, which ends soon after the first difference."""
+        whole = self.view(key)
+        return lambda offset, data: same_bytes(whole[offset : offset + memoryview(data).nbytes], data)
+
     def make_folder(self, folder: str) -> None:
         """Make a folder, but never the run's own."""
         self._make(self._path(f"{folder}/"))
@@ -119,7 +125,7 @@ class LocalFiles:
         descriptor = self._open_new(key)
         try:
             try:
-                with _done_beside(beside) if beside is not None else nullcontext():
+                with done_beside(beside) if beside is not None else nullcontext():
                     self._write_all(descriptor, buffers)
                     self._system.fsync(descriptor)
             finally:
@@ -268,22 +274,6 @@ class LocalFiles:
                     break
                 written -= view.nbytes
                 start += 1
-
-
-@contextmanager
-def _done_beside(work: Callable[[], None]) -> Iterator[None]:
-    """Do some work in a thread of its own, begun with the body and done when the body has ended."""
-    thread = threading.Thread(target=work, name="flwr-ckpt-beside", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # at interpreter exit no thread can be started
-        work()
-        yield
-        return
-    try:
-        yield
-    finally:
-        thread.join()
 
 
 def _folder_of(key: str) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import local_folder
+from . import local_folder, object_folder
+from .cloud import open_url
 from .files import Files
 from .local_files import LocalFiles
 from .names import problem_with_part
@@ -59,12 +60,14 @@ class Location:
 
         Raises
         ------
-        ValueError
-            If it is a URL: object storage is not supported yet.
+        ImportError
+            If it is a URL and object storage is not installed.
+        OSError
+            If it is a URL and the environment lacks something, such as the name of an Azure account.
         """
         if self.folder is not None:
             return LocalFiles(self.folder)
-        raise ValueError(f"{self.where} is a URL, and object storage is not supported yet: give a name or a path")
+        return open_url(self.where)
 
 
 def locate(run: str | os.PathLike[str], home: str | os.PathLike[str] | None = None) -> Location:
@@ -127,7 +130,7 @@ def prepare(location: Location) -> list[str]:
         If a folder may not be read or written.
     """
     if location.folder is None:
-        return []
+        return object_folder.prepare(location.where)
     return local_folder.prepare(location.folder, None if location.home is None else Path(location.home))
 
 
@@ -166,9 +169,7 @@ def runs_under(home: str | os.PathLike[str] | None = None) -> Iterator[Location]
         As in `locate`.
     """
     root, _ = checkpoint_home(home)
-    if is_url(root):
-        raise ValueError(f"{root} is a URL, and object storage is not supported yet")
-    for name in local_folder.runs_in(Path(root)):
+    for name in object_folder.runs_in(root) if is_url(root) else local_folder.runs_in(Path(root)):
         yield locate(name, root)
 
 

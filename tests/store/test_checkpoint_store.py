@@ -136,7 +136,7 @@ def test_a_run_is_named_as_for_the_strategy(tmp_path: Path, monkeypatch: pytest.
     Server(tmp_path / "cifar" / "lr-0.1").start()
     for place in ("cifar/lr-0.1", str(tmp_path / "cifar" / "lr-0.1"), locate("cifar/lr-0.1")):
         assert [record.round for record in CheckpointStore(place).rounds()] == [0]
-    for bad in (Path("relative"), "a b", "../a", "s3://bucket/run"):
+    for bad in (Path("relative"), "a b", "../a", "s3://bucket", "https://bucket/run"):
         with pytest.raises(ValueError, match=r"run |URL"):
             CheckpointStore(bad)
 
