@@ -13,7 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from lab.bucket import S3Server
+    from tests.lab.bucket import S3Server
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 # Read when NumPy is imported: over tiny arrays, threads of several processes would mostly wait for each other.
@@ -121,7 +121,7 @@ def _write_table(write: Callable[[str], None], rows: dict[str, dict[tuple[str, i
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
     """Start an S3 server in this process."""
-    from lab.bucket import S3Server  # only for tests that ask for it: it may not be installed
+    from tests.lab.bucket import S3Server  # only for tests that ask for it: it may not be installed
 
     server = S3Server()
     yield server
@@ -131,7 +131,7 @@ def s3_server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """Lead obstore to that server, without faults at first."""
-    from lab.bucket import none
+    from tests.lab.bucket import none
 
     for name, value in s3_server.environment().items():
         monkeypatch.setenv(name, value)

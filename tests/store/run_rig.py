@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ckpt.store import Blob, Draft, Json, KeepAll, Outcome, Phase, RunReader, RunWriter
+from flwr_ckpt.store import Blob, Draft, Json, KeepAll, Outcome, Phase, RunReader, RunWriter, locate
 from flwr_ckpt.store.draft import Buffer
 from flwr_ckpt.store.files import Files
 from flwr_ckpt.store.local_files import LocalFiles
+from flwr_ckpt.store.run import Located
 
 LARGE = 150_000  # float64s: more than the 1 MiB from which arrays are shared over rounds
 
@@ -86,17 +87,22 @@ def run_to(writer: RunWriter, last: int, first: int = 1, *, retain: bool = True)
                 writer.retain()
 
 
-def opened(path: Path, keep: Any = None, **kwargs: Any) -> RunWriter:
+def at(place: Path | str) -> Located:
+    """Where a run lies: a folder, or a URL."""
+    return locate(place) if isinstance(place, str) else Place(place)
+
+
+def opened(path: Path | str, keep: Any = None, **kwargs: Any) -> RunWriter:
     """Open a run for writing; everything is kept unless a test says otherwise."""
-    return RunWriter.open(Place(path), keep or KeepAll(), **kwargs)
+    return RunWriter.open(at(path), keep or KeepAll(), **kwargs)
 
 
-def reader(path: Path) -> RunReader:
+def reader(path: Path | str) -> RunReader:
     """Open a run to look at."""
-    return RunReader(Place(path))
+    return RunReader(at(path))
 
 
-def seen(path: Path) -> tuple[int, Phase, Json] | None:
+def seen(path: Path | str) -> tuple[int, Phase, Json] | None:
     """Resume, check that all that comes back says the same round, and give round, phase and document."""
     loaded = reader(path).resume()
     if loaded is None:

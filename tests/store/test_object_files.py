@@ -11,13 +11,13 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-from lab.bucket import SECRET, Answer, Fault, Faults, Forward, Request, S3Server, broken, lost, refused
 
 from flwr_ckpt.store import CheckpointError, CheckpointStore, locate, object_files, prepare, runs_under
 from flwr_ckpt.store.cloud import open_url
 from flwr_ckpt.store.files import Files, is_damage
 from flwr_ckpt.store.local_files import LocalFiles
 from flwr_ckpt.store.object_files import ObjectFiles
+from tests.lab.bucket import SECRET, Answer, Fault, Faults, Forward, Request, S3Server, broken, lost, refused
 
 KEY = "round-00000001/g0001-arrays.safetensors"
 _numbers = count()
