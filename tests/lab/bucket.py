@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import itertools
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -100,6 +101,7 @@ class S3Server:
     """
 
     def __init__(self) -> None:
+        logging.getLogger("werkzeug").setLevel(logging.WARNING)  # or each request would be a line in every report
         self.fault: Fault = none
         self.requests: list[Request] = []
         self._moto = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
