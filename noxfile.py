@@ -85,6 +85,13 @@ sys.exit(f"expected {sys.argv[1:]}, found {sorted(found)}" if found != set(sys.a
 """
 
 
+@nox.session
+def trackers(session: nox.Session) -> None:
+    """Write the record of a run that was killed to each tracker of ``examples/trackers``, and read it back."""
+    session.install("--editable", ".[test]", "mlflow", "tensorboard", "wandb")
+    session.run("python", "-m", "pytest", "-q", "examples/trackers", *session.posargs)
+
+
 def _test(session: nox.Session, brought: set[str], arguments: list[str]) -> None:
     without = [f"--without={name}" for name in OPTIONAL if name not in brought]
     session.run("python", "-m", "pytest", "-q", "-n", "2", "-m", "not slow", *without, *arguments)
