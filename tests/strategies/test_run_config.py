@@ -56,11 +56,29 @@ def test_an_empty_string_is_unset_and_arguments_win(tmp_path: Path) -> None:
     [
         ({"checkpoint_runn": "digits"}, "checkpoint-runn is not known"),
         ({}, "checkpoint-run is not set"),
-        ({"checkpoint_run": "digits", "checkpoint_save_every": "often"}, "checkpoint-save-every"),
-        ({"checkpoint_run": "digits", "checkpoint_keep": "best"}, "checkpoint-keep"),
-        ({"checkpoint_run": "digits", "checkpoint_resume": "perhaps"}, "resume"),
+        (
+            {"checkpoint_run": "digits", "checkpoint_save_every": "often"},
+            "checkpoint-save-every='often': .*whole number",
+        ),
+        ({"checkpoint_run": "digits", "checkpoint_save_every": 1.5}, "checkpoint-save-every=1.5: .*found a float"),
+        ({"checkpoint_run": "digits", "checkpoint_save_every": 0}, "checkpoint-save-every=0: .*1 or more"),
+        (
+            {"checkpoint_run": "digits", "checkpoint_save_every": 2, "checkpoint_durable": "before-release"},
+            "save_every=2",
+        ),
+        ({"checkpoint_run": "digits", "checkpoint_keep": "best"}, "checkpoint-keep='best'"),
+        ({"checkpoint_run": "digits", "checkpoint_keep": "best:2:evaluate/loss:low"}, "checkpoint-keep="),
+        ({"checkpoint_run": "digits", "checkpoint_keep": 3}, "checkpoint-keep=3: expected a string, found a int"),
+        ({"checkpoint_run": "digits", "checkpoint_seed": "lucky"}, "checkpoint-seed='lucky': expected a whole number"),
+        ({"checkpoint_run": "digits", "checkpoint_seed": True}, "checkpoint-seed=True: .*found a bool"),
+        ({"checkpoint_run": "digits", "checkpoint_resume": "perhaps"}, "checkpoint-resume='perhaps': .*'must'"),
+        ({"checkpoint_run": "digits", "checkpoint_durable": "now"}, "checkpoint-durable='now': .*'before-release'"),
+        ({"checkpoint_run": "digits", "checkpoint_on_error": False}, "checkpoint-on-error=False: expected a string"),
+        ({"checkpoint_run": "digits", "checkpoint_loss_key": 5}, "checkpoint-loss-key=5: expected a string"),
+        ({"checkpoint_run": "digits", "checkpoint_exclude": 5}, "checkpoint-exclude=5: expected a string"),
         ({"checkpoint_run": "digits", "checkpoint_home": "relative"}, "relative"),
-        ({"checkpoint_run": 3}, "expected a string"),
+        ({"checkpoint_run": "../digits"}, "cannot be a run name"),
+        ({"checkpoint_run": 3}, "checkpoint-run=3: expected a string"),
     ],
 )
 def test_a_wrong_value_is_an_error_before_round_one(config: dict[str, Any], match: str) -> None:

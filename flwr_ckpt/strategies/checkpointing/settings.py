@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -107,31 +107,46 @@ def parse_run_config(run_config: Mapping[str, Any]) -> RunConfig:
             name, parse = _PARSERS[key]
             try:
                 arguments[name] = parse(value)
-            except (AttributeError, TypeError, ValueError) as error:
+                Settings(**{name: arguments[name]})  # checked here, where the key is known that the user wrote
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"run config: {PREFIX}{key}={value!r}: {error}") from error
     return RunConfig(_text(given, "run"), _text(given, "home"), arguments)
 
 
 def _text(given: Mapping[str, Any], key: str) -> str | None:
     value = given.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"run config: {PREFIX}{key}={value!r}: expected a string")
+    try:
+        return None if value is None else _string(value)
+    except TypeError as error:
+        raise ValueError(f"run config: {PREFIX}{key}={value!r}: {error}") from error
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a string, found a {type(value).__name__}")
     return value
 
 
 def _number(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise TypeError(f"expected a whole number, found a {type(value).__name__}")
-    return int(value)
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError("expected a whole number") from None
 
 
-_PARSERS: Mapping[str, tuple[str, Any]] = {
-    "resume": ("resume", str),
+def _names(value: Any) -> tuple[str, ...]:
+    return tuple(part.strip() for part in _string(value).split(",") if part.strip())
+
+
+_PARSERS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "resume": ("resume", _string),
     "save-every": ("save_every", _number),
-    "keep": ("keep", parse_keep),
+    "keep": ("keep", lambda value: parse_keep(_string(value))),
     "seed": ("seed", _number),
-    "durable": ("durable", str),
-    "on-error": ("on_error", str),
-    "loss-key": ("loss_key", str),
-    "exclude": ("exclude", lambda text: tuple(part.strip() for part in text.split(",") if part.strip())),
+    "durable": ("durable", _string),
+    "on-error": ("on_error", _string),
+    "loss-key": ("loss_key", _string),
+    "exclude": ("exclude", _names),
 }
