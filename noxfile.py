@@ -27,7 +27,7 @@ EXTRAS = {
     "torch": ({"safetensors", "torch"}, ["tests/checkpointers", "tests/server_module/test_in_run.py"]),
     "opacus": ({"opacus", "safetensors", "torch"}, ["tests/checkpointers/test_opacus_models.py"]),
     "cloud": ({"obstore"}, ["tests/store/test_location.py"]),
-    "plot": ({"matplotlib"}, ["tests/cli/test_plot.py"]),
+    "plot": ({"matplotlib"}, ["tests/cli/test_looking.py"]),
     "all": (
         {"matplotlib", "obstore", "opacus", "safetensors", "torch"},
         ["tests/checkpointers", "tests/strategies/test_legacy.py"],
