@@ -20,17 +20,8 @@ napoleon_google_docstring = False
 napoleon_use_rtype = False
 napoleon_use_ivar = True
 
-# Types in docstrings are prose ("sequence of str"), and what is not public has no page to lead to.
-nitpick_ignore_regex = [("py:class", ".*")]
-nitpick_ignore = [
-    ("py:obj", name)
-    for name in (
-        "CheckpointingStrategy",  # where the room of strategies speaks of it: its page is that of `flwr_ckpt`
-        "LayerSelectionFunctionConstructor",
-        "best_score",
-        "flwr_ckpt.parameter_exchange.parameter_selection_criteria",
-    )
-]
+# Types in docstrings are prose ("sequence of str"), and a `name` may be a parameter's, or of what is not public.
+nitpick_ignore_regex = [("py:class", ".*"), ("py:obj", ".*")]
 
 html_theme = "furo"
 html_title = f"flwr-ckpt {release}"
