@@ -92,6 +92,11 @@ class BackgroundWriter:
         """Why nothing is written any more, once another server has taken the run over."""
         return self._fenced
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether this process is a child, made by ``fork``, of the one whose threads write."""
+        return os.getpid() != self._pid
+
     def submit(self, draft: Draft) -> float:
         """Hand a draft over to be written.
 
@@ -151,7 +156,7 @@ class BackgroundWriter:
         FencedError, BaseException
             As `flush`; the threads are ended all the same.
         """
-        if os.getpid() != self._pid or not any(thread.is_alive() for thread in self._threads):
+        if self.is_copy or not any(thread.is_alive() for thread in self._threads):
             return
         try:
             self.flush()
@@ -175,7 +180,7 @@ class BackgroundWriter:
         return waited
 
     def _is_nobodys(self, job: _Job) -> bool:
-        if os.getpid() != self._pid:
+        if self.is_copy:
             return True  # and the lock, copied in whatever state it was, is not to be touched
         with self._lock:
             return job not in self._queue and not job.taken
@@ -215,7 +220,7 @@ class BackgroundWriter:
         )
 
     def _require_own_process(self) -> None:
-        if os.getpid() != self._pid:
+        if self.is_copy:
             raise CheckpointError(
                 f"this checkpoint writer belongs to process {self._pid} and was used in process {os.getpid()}, a "
                 "child made by fork. Only the process that opened a run writes to it: use the strategy there, or "

@@ -225,7 +225,7 @@ class LegacyRun:
         """Mark the run as finished, if it looks so; flush, and end the writer."""
         session = self.session
         try:
-            if self._opened and not self.raised and not self._unanswered and not session.closed:
+            if self._opened and not self.raised and not self._unanswered and not session.is_over:
                 self._warn_of_fewer_rounds()
                 session.finish()
         finally:

@@ -43,6 +43,11 @@ class Saver:
         """Whether the newest phase could not be saved, because its state could not be captured."""
         return self._held is not None and self._held.state is None
 
+    @property
+    def is_copy(self) -> bool:
+        """Whether this process is a child, made by ``fork``, of the one that writes: nothing is its own to end."""
+        return self._background.is_copy
+
     def note(self, outcome: Outcome) -> None:
         """Take an outcome down, for the next commit to carry."""
         self._pending.append(outcome)

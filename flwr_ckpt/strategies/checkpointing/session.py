@@ -473,9 +473,14 @@ class Session:
             self.record.last_round,
         )
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing to end here: that is done, or is for the process of which this is a fork."""
+        return self.closed or (self._saver is not None and self._saver.is_copy)
+
     def close(self) -> None:
         """Write what is still held back and end the writer; further calls do nothing."""
-        if self.closed:
+        if self.is_over:
             return
         self.closed = True
         self._quiet.end()
