@@ -11,8 +11,9 @@ import random
 import select
 import shutil
 import signal
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,11 @@ OUTSIDE = "at any moment, from outside"
 INSIDE = "inside a system call"
 AS_TOLD = "as a round is reported durable"
 DEATHS = (OUTSIDE, INSIDE, AS_TOLD)
+
+TERMINATED = "SIGTERM, a SystemExit anywhere in the server"
+INTERRUPTED = "SIGINT, a KeyboardInterrupt anywhere in the server"
+STOPS = {TERMINATED: signal.SIGTERM, INTERRUPTED: signal.SIGINT}  # after which Python's own way out is taken
+HANGS = 120  # seconds
 
 
 @dataclass
@@ -61,8 +67,8 @@ class Progress:
     wrong: list[str] = field(default_factory=list)
 
 
-def kill_loop(folder: str, kills: int) -> dict[str, Any]:
-    """Go on until so many kills have been done in this folder; give the counts."""
+def kill_loop(folder: str, kills: int, deaths: Sequence[str] = DEATHS) -> dict[str, Any]:
+    """Go on until so many kills have been done in this folder, of such kinds; give the counts."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     state = place / "progress.json"
@@ -72,7 +78,7 @@ def kill_loop(folder: str, kills: int) -> dict[str, Any]:
         kind = KINDS[progress.runs % len(KINDS)]
         if kind.name not in references:
             references[kind.name] = _reference(kind)
-        _one_life(kind, place / f"run-{progress.runs:04d}", references[kind.name], progress)
+        _one_life(kind, place / f"run-{progress.runs:04d}", references[kind.name], progress, deaths)
         temporary = state.with_suffix(".tmp")
         temporary.write_text(json.dumps(asdict(progress)))
         temporary.replace(state)
@@ -91,13 +97,15 @@ def _by_round(values: dict[str, str]) -> dict[int, str]:
     return {int(number): value for number, value in values.items()}
 
 
-def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) -> None:
+def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress, deaths: Sequence[str]) -> None:
     """Have a server live until it is killed or has finished, and see what it has left."""
     chance = random.Random(f"{SEED}/{progress.lives}")
-    death = chance.choice(DEATHS)
+    death = chance.choice(deaths)
     before = _newest(run)
 
     def work(report: Report) -> None:
+        if death in STOPS:
+            _be_stoppable()
         told_until_death = chance.randrange(MOST_TOLD) if death == AS_TOLD else -1
         if death == INSIDE:
             name = chance.choice(sorted(dying.CALLS))
@@ -114,18 +122,20 @@ def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) ->
         salt = FIRST if before < 0 else progress.lives
         report(f"finished {json.dumps(live(kind, run, NUM_ROUNDS, salt, tell=tell))}")
 
-    child = fork(work)
+    child = fork(work, python_exits=death in STOPS)
     lines: list[str] = []
     seen = -1
-    if death == OUTSIDE:
+    if death == OUTSIDE or death in STOPS:
         lines = child.lines(chance.randrange(MOST_TOLD))
         wait(child, chance.uniform(0.0, MOST_SECONDS))
         if chance.random() < 0.3:
             seen = _newest(run)  # what a reader sees is durable, too
-        os.kill(child.pid, signal.SIGKILL)
+        os.kill(child.pid, STOPS.get(death, signal.SIGKILL))
     rest, code = child.end()
     lines += rest
-    assert code in (0, -signal.SIGKILL), f"life {progress.lives} of {kind.name} in {run} ended with {code}"
+    assert code in (0, -STOPS.get(death, signal.SIGKILL)), (
+        f"life {progress.lives} of {kind.name} in {run} ended with {code}"
+    )
     finished = [line.partition(" ")[2] for line in lines if line.startswith("finished ")]
     told = [int(line) for line in lines if not line.startswith("finished ")]
     progress.lives += 1
@@ -141,6 +151,13 @@ def _one_life(kind: Kind, run: Path, expected: Reference, progress: Progress) ->
     else:
         progress.kills += 1
         progress.deaths[death] = progress.deaths.get(death, 0) + 1
+
+
+def _be_stoppable() -> None:
+    """Take signals as Flower's ServerApp and Python do; end what hangs."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.alarm(HANGS)
 
 
 def wait(child: Child, seconds: float) -> None:

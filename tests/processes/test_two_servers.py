@@ -20,17 +20,17 @@ def count(record_property: Any, tried: str, counts: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("meanwhile", rivals.MEANWHILE)
-@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_server_paused_between_two_steps_is_fenced(
     meanwhile: str, step: int, tmp_path: Path, record_property: Any
 ) -> None:
     """Stopped by SIGSTOP before a system call of a commit or of retention; something else happens; it goes on."""
     counts = alone(rivals.paused, str(tmp_path), meanwhile, step)
-    assert counts["pauses"] > 30 / step
+    assert counts["pauses"] > 30 // step
     count(record_property, "SIGSTOP, another server meanwhile", counts)
 
 
-@pytest.mark.parametrize("pauses", [[23, 90], pytest.param([*range(120)], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("pauses", [[23], pytest.param([*range(120)], marks=pytest.mark.slow)], ids=len)
 def test_a_paused_strategy_is_fenced(pauses: list[int], tmp_path: Path, record_property: Any) -> None:
     """Wherever a whole server is paused: another one finishes the run, as if there had been one."""
     counts = alone(rivals.overtaken, str(tmp_path), pauses)
