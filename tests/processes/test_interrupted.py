@@ -10,7 +10,7 @@ import pytest
 from tests.lab import interrupting
 from tests.lab.alone import alone
 
-FEW, MANY = 6, 100
+FEW, MANY = 4, 100
 BACKGROUND = ["message/FedAdam", "legacy/FedAdam", "message/FedYogi"]
 HANDED_OVER = [
     pytest.param(kind, error, MANY, marks=pytest.mark.slow)

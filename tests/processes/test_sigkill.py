@@ -24,7 +24,7 @@ def _check(
 
 
 def test_a_few_kills(tmp_path: Path, record_property: Any) -> None:
-    _check(alone(kill_loop, str(tmp_path), 14), 14, record_property)
+    _check(alone(kill_loop, str(tmp_path), 12), 12, record_property)
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def test_a_server_paused_between_two_steps_is_fenced(
     count(record_property, "SIGSTOP, another server meanwhile", counts)
 
 
-@pytest.mark.parametrize("pauses", [[23], pytest.param([*range(120)], marks=pytest.mark.slow)], ids=len)
+@pytest.mark.parametrize("pauses", [[90], pytest.param([*range(120)], marks=pytest.mark.slow)], ids=len)
 def test_a_paused_strategy_is_fenced(pauses: list[int], tmp_path: Path, record_property: Any) -> None:
     """Wherever a whole server is paused: another one finishes the run, as if there had been one."""
     counts = alone(rivals.overtaken, str(tmp_path), pauses)
