@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flwr_ckpt import CheckpointStore
+from flwr_ckpt import CheckpointError, CheckpointStore
 
 from .alone import Report, fork
 from .lives import FIRST, KINDS, Kind, live
@@ -121,10 +121,13 @@ def _interrupted(kind: Kind, run: Path, at: int, error: type[BaseException], thr
     tell: Callable[[int], None] = lambda server_round: report(f"durable {server_round}")  # noqa: E731
     try:
         report(f"ended {json.dumps(live(kind, run, NUM_ROUNDS, FIRST, tell=tell))}")
-    except SystemExit:
-        raise
     except KeyboardInterrupt:
         interruption.end()
+    except CheckpointError as unsaved:
+        # Where the last commit of all is hit, nothing comes after it to carry it, and close() says so.
+        if thread == "MainThread" or not isinstance(unsaved.__cause__, error):
+            raise
+        return
     else:
         return
     gc.collect()  # what has been interrupted is nobody's any more
