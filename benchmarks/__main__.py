@@ -34,7 +34,7 @@ def main() -> None:
         print(text)
         return
     if options.command == "run":
-        measure(_chosen(options), options.scratch, tell).save(kept)
+        measure(_chosen(options), options.scratch, tell, lambda results: results.save(kept))
     results = Results.load(kept)
     text = report(results)
     (options.out / "README.md").write_text(text)

@@ -20,6 +20,7 @@ def describe(folder: Path) -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release().partition('-')[0]}",
         "file system": _file_system(folder),
+        "load before": f"{os.getloadavg()[0]:.1f} (processes that want a processor; of other programs, so 0 is best)",
         "Python": platform.python_version(),
         "libraries": ", ".join(_versions(LIBRARIES)),
     }

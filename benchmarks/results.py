@@ -19,6 +19,7 @@ from .plan import Plan, layout_of
 from .worker import Task, run
 
 _TOUCHED = 3  # times the largest model
+_SMALLEST = 64 * MIB
 _MODELS = 4.5  # held at once: the initial one, the last, the next, and half of it as it is made
 
 
@@ -58,7 +59,7 @@ class Results:
         }
 
 
-def measure(plan: Plan, scratch: Path, tell: Callable[[str], None]) -> Results:
+def measure(plan: Plan, scratch: Path, tell: Callable[[str], None], keep: Callable[[Results], None]) -> None:
     """Do all that a plan says, as far as this machine has the memory for it.
 
     Parameters
@@ -68,24 +69,27 @@ def measure(plan: Plan, scratch: Path, tell: Callable[[str], None]) -> Results:
         On the disk that is measured.
     tell : callable
         Gets a line as something is begun.
+    keep : callable
+        Gets what there is, each time there is more: a library that fails must not cost what was measured before.
     """
     sizes = [size for size in plan.sizes if _fits(layout_of(size.mib), tell)]
     cases = {name: task for name, task in plan.cases.items() if _fits(task.layout, tell)}
-    largest = max([size.mib * MIB for size in sizes] + [task.layout.nbytes for task in cases.values()])
+    largest = max([_SMALLEST, *(size.mib * MIB for size in sizes)])
+    tell(f"touching {_TOUCHED} × {largest / MIB:.0f} MiB of memory and of the disk")
     touch_memory(_TOUCHED * largest)
     touch_disk(scratch, _TOUCHED * largest)
     results = Results(plan.name, machine.describe(scratch), {}, {})
     for size in sizes:
-        by_contender: dict[str, list[Result]] = {name: [] for name in size.contenders}
-        results.comparison[str(size.mib)] = by_contender
+        by_contender: dict[str, list[Result]] = results.comparison.setdefault(str(size.mib), {})
         for turn in range(size.turns):
             for name in size.contenders:
                 tell(f"{size.mib} MiB, turn {turn + 1} of {size.turns}: {name}")
-                by_contender[name].append(run(size.task(name), scratch))
+                by_contender.setdefault(name, []).append(run(size.task(name), scratch))
+                keep(results)
     for name, task in cases.items():
         tell(f"case: {name}")
         results.cases[name] = _with_task(run(task, scratch), task)
-    return results
+        keep(results)
 
 
 def _fits(layout: Layout, tell: Callable[[str], None]) -> bool:

@@ -40,7 +40,7 @@ class Target:
 PROVED_BY_TESTS = {
     "final model after a kill at any point, `seed` set: the same bits": "tests/strategies/test_killed.py",
     "rounds durable and then lost, over every crash point of a commit: 0": "tests/store/test_commit.py",
-    "single-byte damage in a store that goes unnoticed: 0": "tests/store/test_newest.py",
+    "single-byte damage in a store that goes unnoticed: 0": "tests/store/test_damage.py",
 }
 
 

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from benchmarks.targets import PROVED_BY_TESTS
+
 ROOT = Path(__file__).resolve().parents[2]
 CASES = ["many", "lora", "in_place", "values"]
 if find_spec("torch"):
@@ -32,6 +34,10 @@ def test_the_smoke_run_gives_every_figure(tmp_path: Path) -> None:
     assert all(one["copy"] > 0 for one in results["cases"]["in_place"]["rounds"])
     assert "shown by tests" in done.stdout
     assert done.stdout.strip() == (tmp_path / "out" / "README.md").read_text().strip()
+
+
+def test_what_is_shown_by_tests_names_tests_that_are_there() -> None:
+    assert [where for where in PROVED_BY_TESTS.values() if not (ROOT / where).is_file()] == []
 
 
 def check(result: dict[str, Any]) -> None:
