@@ -18,6 +18,7 @@ from ..store import (
     Server,
     checkpoint_home,
     locate,
+    readable_age,
     readable_size,
     runs_under,
 )
@@ -33,7 +34,7 @@ from .options import (
     missing,
     mode_of,
 )
-from .render import Cell, Column, ago, emit_json, fitting, moment, note, number, say, table
+from .render import Cell, Column, emit_json, fitting, moment, note, number, say, table
 
 _USUAL = ("evaluate/loss", "central/loss", "train/loss")
 _STATES = {
@@ -109,7 +110,7 @@ def _sentence(status: RunStatus, code: ExitCode) -> str:
         return "damaged: no checkpoint can be read; `flwr-ckpt verify` says why"
     if status.round is None or status.time is None:
         return f"nothing is saved yet; {server_said(status.server)}"
-    saved = f"saved {moment(status.time)} ({ago(status.time)}), {readable_size(status.size)}"
+    saved = f"saved {moment(status.time)} ({readable_age(status.time)}), {readable_size(status.size)}"
     if code == ExitCode.DONE:
         return f"finished, round {rounds_done(status)}; {saved}"
     return f"not finished, round {rounds_done(status)}; {saved}; {server_said(status.server)}"

@@ -104,16 +104,6 @@ def moment(seconds: float | None) -> str:
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-def ago(seconds: float) -> str:
-    """Say how long ago something was."""
-    passed = max(time.time() - seconds, 0)
-    for length, unit in ((86_400, "day"), (3_600, "hour"), (60, "minute")):
-        if passed >= length:
-            count = int(passed / length)
-            return f"{count} {unit}{'s' if count != 1 else ''} ago"
-    return "just now"
-
-
 def printable(value: object) -> str:
     """Give the text of a value without characters that would do something to a terminal."""
     text = str(value)

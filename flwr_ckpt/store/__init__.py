@@ -22,7 +22,7 @@ from .errors import (
 from .keep import Keep, KeepAll, KeepBest, KeepEither, KeepEvery, KeepLatest, Mode, parse_keep
 from .location import Location, checkpoint_home, locate, prepare, runs_under
 from .prunable import Prunable
-from .readable import readable_size
+from .readable import readable_age, readable_size
 from .records import Commit, Entry
 from .run import Loaded, RunReader
 from .servers import Server
@@ -73,6 +73,7 @@ __all__ = [
     "locate",
     "parse_keep",
     "prepare",
+    "readable_age",
     "readable_size",
     "runs_under",
     "safetensors_of",

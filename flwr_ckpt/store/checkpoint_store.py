@@ -339,8 +339,8 @@ class CheckpointStore:
         damaged = [name for name in self._reader.names() if name.round == server_round and name.phase != "attempt"]
         if damaged:
             raise CheckpointCorruptError(
-                f"{self._files.describe(damaged[-1].key)}: round {server_round} is damaged; verify() tells "
-                "what is wrong, load() takes the newest round that is sound"
+                f"{self._files.describe(damaged[-1].key)}: round {server_round} is damaged; `flwr-ckpt verify` "
+                "tells what is wrong, load() takes the newest round that is sound"
             )
         there = [record.round for record in self.rounds()]
         listed = ", ".join(map(str, there[-_SHOWN:])) or "none"

@@ -24,7 +24,7 @@ from .retention import KeepPolicy, Retention
 from .run import Loaded, Located, RunReader
 from .values import Json
 
-_MAYBE = "Its manifest was made before that was noticed, so it may have taken effect: see CheckpointStore.rounds()"
+_MAYBE = "Its manifest was made before that was noticed, so it may have taken effect: `flwr-ckpt ls` shows it"
 _NOT = "It has not taken effect"
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +15,14 @@ import numpy as np
 
 from .errors import CheckpointCorruptError
 from .files import Files, is_damage
+from .readable import readable_size
 from .records import Chunk, Commit, DataFile, Entry, Place
 
 logger = logging.getLogger("flwr")
 
 _THREADS = 2  # one reads while the other computes checksums
 _THREADS_FROM = 1 << 23  # bytes
+_SAID_EVERY = 5.0  # seconds
 _T = TypeVar("_T")
 
 
@@ -40,7 +44,7 @@ def read_blob(files: Files, entry: Entry) -> bytes:
         problems.append(problem)
     if problems:
         raise CheckpointCorruptError(
-            f"{'; '.join(problems)}. An older round may be sound: CheckpointStore.verify() tells which"
+            f"{'; '.join(problems)}. An older round may be sound: `flwr-ckpt verify` tells which"
         )
     return entry.header
 
@@ -156,11 +160,32 @@ def _for_each(entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]
         return [work(entry) for entry in entries]
     done: dict[int, _T] = {}
     waiting = iter(range(len(entries)))  # shared, so that no thread is idle while the other has many left
+    progress = _Progress(sum(entry.size for entry in entries))
 
     def run(_: int) -> None:
         for index in waiting:
             done[index] = work(entries[index])
+            progress.done(entries[index].size)
 
     with ThreadPoolExecutor(_THREADS) as pool:
         list(pool.map(run, range(_THREADS)))
     return [done[index] for index in range(len(entries))]
+
+
+class _Progress:
+    """Says now and then how far a long read has come: a server that restores is not one that hangs."""
+
+    def __init__(self, of: int) -> None:
+        self._of = of
+        self._done = 0
+        self._said = time.monotonic()
+        self._lock = threading.Lock()
+
+    def done(self, size: int) -> None:
+        """Count bytes that have been read and verified."""
+        with self._lock:
+            self._done += size
+            if time.monotonic() - self._said < _SAID_EVERY:
+                return
+            self._said = time.monotonic()
+            logger.info("Read %s of %s of a checkpoint", readable_size(self._done), readable_size(self._of))

@@ -339,7 +339,7 @@ class RunReader:
     def _gone(self, server_round: int, key: str) -> CheckpointNotFoundError:
         return CheckpointNotFoundError(
             f"{self._files.describe(key)}: round {server_round} is no longer there: retention (keep=...) or somebody "
-            "has removed it. Keep more rounds to have it, or take one of CheckpointStore.rounds()"
+            "has removed it. Keep more rounds to have it, or take one of those that `flwr-ckpt ls` lists"
         )
 
     def _warn(self, about: str, message: str) -> None:

@@ -9,6 +9,11 @@ LOGGER = logging.getLogger("flwr")
 _OURS = {"flwr_ckpt": True}
 
 
+def debug(message: str, *args: object) -> None:
+    """Log a line for whoever looks closely."""
+    LOGGER.debug(message, *args, extra=_OURS)
+
+
 def info(message: str, *args: object) -> None:
     """Log a line that replay does not hold back."""
     LOGGER.info(message, *args, extra=_OURS)

@@ -11,7 +11,7 @@ import pytest
 from cli_rig import flip, ran, unfinished
 
 from flwr_ckpt import __version__
-from flwr_ckpt.cli.render import ago, moment, number, plain
+from flwr_ckpt.cli.render import moment, number, plain
 
 INSTALLED = Path(sys.executable).with_name("flwr-ckpt")
 
@@ -107,4 +107,3 @@ def test_numbers_and_times_as_they_are_read() -> None:
         "<list>",
     ]
     assert moment(None) == "-"
-    assert ago(0).endswith(" days ago")

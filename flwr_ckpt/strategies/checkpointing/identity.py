@@ -19,6 +19,7 @@ from flwr.common import Parameters
 
 from ...store import CheckpointMismatchError, Json, array_type, from_json, to_json
 from .settings import PREFIX
+from .telling import command
 
 ArrayTypes = list[list[Any]]  # [name, dtype, shape] of each array, in order
 
@@ -150,7 +151,7 @@ def check_model(stored: Identity, given: Identity, where: str) -> None:
     if differences:
         raise CheckpointMismatchError(
             f"{where} holds another run's checkpoints:\n{_listed(differences)}\n"
-            "Use another run name, or remove that folder to start over."
+            f"Use another run name, or `{command('rm', where)}` to start over."
         )
 
 
@@ -175,7 +176,7 @@ def check_configuration(stored: Identity, given: Identity, where: str, more: Ite
     if differences:
         raise CheckpointMismatchError(
             f"{where} was made by a run that differs from this one:\n{_listed(differences)}\n"
-            "If it is another run: use another run name, or remove that folder to start over. "
+            f"If it is another run: use another run name, or `{command('rm', where)}` to start over. "
             'If the run shall go on with the differences: resume="must".'
         )
 

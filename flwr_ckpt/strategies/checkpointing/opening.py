@@ -18,6 +18,7 @@ from .. import logs
 from .documents import identity_of
 from .identity import Identity, check_configuration, check_model
 from .settings import Resume
+from .telling import command
 
 
 def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: Resume) -> None:
@@ -62,7 +63,7 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
         raise CheckpointMismatchError(
             f"{where}: {done} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
             "numbers are absolute, so give num_rounds of at least what is done, or go back first, with "
-            f"CheckpointStore({where!r}).rewind({identity.num_rounds})"
+            f"`{command('rewind', where, identity.num_rounds)}`"
         )
 
 
@@ -78,8 +79,8 @@ def refuse_damaged(reader: RunReader) -> None:
         rounds = sorted({extent.last for extent in reader.passed})
         raise CheckpointCorruptError(
             f"{reader.location.where}: there are checkpoints up to round {rounds[-1]}, and none of them is sound (the "
-            "lines above say why). Nothing has been deleted: restore the folder from a backup, or use another run name "
-            "to start over"
+            f"lines above say why, `{command('verify', reader.location.where)}` says more). Nothing has been deleted: "
+            "restore the folder from a backup, or use another run name to start over"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -185,15 +186,19 @@ class Saver:
             self._submit(held)
 
     def _submit(self, draft: Draft) -> None:
-        draft = replace(draft, durable=_both(self._failures, draft.durable))
+        draft = replace(draft, durable=_told(self._failures, draft, time.monotonic()))
         del self._pending[: len(draft.outcomes)]  # what a draft carries is what had been noted as it was made
         self._last_submitted = draft.round
         self._background.submit(draft)
 
 
-def _both(failures: Failures, durable: Callable[[Commit], None]) -> Callable[[Commit], None]:
+def _told(failures: Failures, draft: Draft, since: float) -> Callable[[Commit], None]:
+    durable = draft.durable  # not the draft: it holds the arrays
+
     def made_good(commit: Commit) -> None:
         failures.made_good()
+        passed = time.monotonic() - since
+        logs.debug("Round %d (%s) is on disk, %.2f s after it was handed over", commit.round, commit.phase, passed)
         durable(commit)
 
     return made_good

@@ -43,6 +43,7 @@ from .privacy import is_private
 from .record import Record, metric_names
 from .saver import Saver
 from .settings import Settings
+from .telling import tell_kept, tell_nothing_to_do, tell_resumed
 
 if TYPE_CHECKING:
     from ...server_module import BaseServerCheckpointAndStateModule
@@ -127,6 +128,7 @@ class Session:
         self._has_state = True  # false from the resume until the state of the commit has been put back
         self._has_initial = False
         self._told = False
+        self._finished = False  # by this server, and on disk
         self._rounds_trained = 0
         self._metric_names: set[str] = set()
 
@@ -309,15 +311,7 @@ class Session:
         if self._told or self.loaded is None:
             return
         self._told = True
-        last = self.record.last_round
-        of = f" of {self.num_rounds}" if self.num_rounds is not None else ""
-        logs.info(
-            "Resumed after round %d%s (%s); %s",
-            last,
-            of,
-            ", ".join(self.record.phases_of(last)) or "initial arrays",
-            "nothing had been trained yet" if last == 0 else f"what rounds 1 to {last} have done is not repeated",
-        )
+        tell_resumed(self.record, self.loaded.commit, self.num_rounds)
 
     def wait_for_disk(self, server_round: int) -> None:
         """Before training is sent: the initial arrays are durable, and so is the round before the last one."""
@@ -440,7 +434,7 @@ class Session:
         self._quiet.end()
         if not self.live:
             if self.loaded is not None:
-                self._tell_finished()
+                tell_nothing_to_do(self.location, self.record.last_round)
             return
         assert self._saver is not None
         if self._saver.holds_unsaved:
@@ -459,19 +453,7 @@ class Session:
                 self.location.where,
             )
             return
-        logs.info(
-            "The run is finished and kept in %s; look at it with flwr_ckpt.CheckpointStore(%r)",
-            self.location.where,
-            self.location.label,
-        )
-
-    def _tell_finished(self) -> None:
-        logs.info(
-            "The run in %s is finished after %d rounds: nothing was trained; a larger num_rounds extends it, another "
-            "run name (or removing that folder) starts over",
-            self.location.where,
-            self.record.last_round,
-        )
+        self._finished = True
 
     @property
     def is_over(self) -> bool:
@@ -488,3 +470,5 @@ class Session:
             del _live[self.location.where]
         if self._saver is not None:
             self._saver.close()
+        if self._finished:
+            tell_kept(self.location, self.reader)

@@ -1,0 +1,61 @@
+"""What the log of a run says of its checkpoints: few lines, each of use to whoever reads it the morning after."""
+
+from __future__ import annotations
+
+import shlex
+
+from ...store import Commit, Location, RunReader, checkpoint_home, readable_age, readable_size
+from .. import logs
+from .record import Record
+
+
+def command(verb: str, run: str, *arguments: object) -> str:
+    """Say what to type: ``flwr-ckpt ls digits``."""
+    return shlex.join(["flwr-ckpt", verb, run, *map(str, arguments)])
+
+
+def tell_resumed(record: Record, commit: Commit, num_rounds: int | None) -> None:
+    """Say from where a run goes on, how old that is, and what is not done again."""
+    last = record.last_round
+    logs.info(
+        "Resumed after round %d%s (%s), saved %s; %s",
+        last,
+        f" of {num_rounds}" if num_rounds is not None else "",
+        ", ".join(record.phases_of(last)) or "initial arrays",
+        readable_age(commit.time),
+        "nothing had been trained yet" if last == 0 else f"what rounds 1 to {last} have done is not repeated",
+    )
+
+
+def tell_nothing_to_do(location: Location, last_round: int) -> None:
+    """Say that a run was finished before this server was started."""
+    logs.info(
+        "The run in %s is finished after %d rounds: nothing was trained; a larger num_rounds extends it, another "
+        "run name or `%s` starts over",
+        location.where,
+        last_round,
+        command("rm", _name(location)),
+    )
+
+
+def tell_kept(location: Location, reader: RunReader) -> None:
+    """Say at the end of a run what is kept of it, how large that is, and how to look at it."""
+    rounds = sorted({name.round for name in reader.names() if name.phase != "attempt"})
+    size = ""
+    if location.folder is not None:  # elsewhere each file would be a request
+        files = location.files()
+        keys = files.keys()
+        size = f", {readable_size(sum(files.size(key) or 0 for key in keys))}"
+    logs.info(
+        "The run is finished and kept in %s (%d rounds up to round %d%s); look at it with `%s`",
+        location.where,
+        len(rounds),
+        max(rounds, default=0),
+        size,
+        command("ls", _name(location)),
+    )
+
+
+def _name(location: Location) -> str:
+    """What a command knows a run by: its name, where it looks under the same home."""
+    return location.label if location.home == checkpoint_home(None)[0] else location.where
