@@ -96,12 +96,16 @@ class Run:
         """Return what the run has logged so far."""
         return self._log_path.read_text(errors="replace")
 
-    def finish(self, timeout: float = 180.0) -> str:
-        """Wait for the end of the run and return its log; anything but a completed run is an error."""
+    def exit_code(self, timeout: float = 180.0) -> int:
+        """Wait for the end of the command."""
         try:
-            self._client.wait(timeout)
+            return self._client.wait(timeout)
         except subprocess.TimeoutExpired:
             raise LabError(f"The run did not end within {timeout:.0f} s.\n{self.log()}") from None
+
+    def finish(self, timeout: float = 180.0) -> str:
+        """Wait for the end of the run and return its log; anything but a completed run is an error."""
+        self.exit_code(timeout)
         started = re.search(r"Successfully started run (\d+)", self.log())
         if started is None:
             raise LabError(f"The run did not start.\n{self.log()}")
@@ -154,13 +158,17 @@ class FlowerLab:
         superlink: str = "local",
     ) -> Run:
         """Start `flwr run` on an app; a number of SuperNodes is for simulations, where Flower makes them."""
-        command = ["run", str(app), superlink, "--stream", "--run-config", _to_toml(run_config)]
-        if num_supernodes is not None:
-            resources = f"num-supernodes={num_supernodes} client-resources-num-cpus=1"
-            command += ["--federation-config", resources]
         self._num_runs += 1
         log_path = self.directory / f"run-{self._num_runs}.log"
+        command = _flwr_run(app, run_config, num_supernodes, superlink)
         return Run(self, superlink, self._start("flwr", *command, log_path=log_path), log_path)
+
+    def supervise(self, name: str, app: Path, run_config: Mapping[str, Value], *, num_supernodes: int) -> Run:
+        """Start `flwr-ckpt supervise` on `flwr run`."""
+        log_path = self.directory / "supervise.log"
+        supervise = ("supervise", name, "--pause", "1", "--", "flwr")
+        command = _flwr_run(app, run_config, num_supernodes, "local")
+        return Run(self, "local", self._start("flwr-ckpt", *supervise, *command, log_path=log_path), log_path)
 
     def deploy(self, num_supernodes: int) -> str:
         """Start a SuperLink with SuperNodes on the loopback address; return the name that `run` knows it by."""
@@ -270,6 +278,13 @@ class FlowerLab:
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             return False
         return Path(folder).is_relative_to(self.directory)
+
+
+def _flwr_run(app: Path, run_config: Mapping[str, Value], num_supernodes: int | None, superlink: str) -> list[str]:
+    command = ["run", str(app), superlink, "--stream", "--run-config", _to_toml(run_config)]
+    if num_supernodes is not None:
+        command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus=1"]
+    return command
 
 
 def _command(process: psutil.Process) -> str:

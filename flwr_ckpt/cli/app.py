@@ -94,14 +94,23 @@ def main() -> None:
 
 
 class _Lines(logging.Handler):
+    """Each warning as one line, and once: a command may look at a run more than once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._shown: set[str] = set()
+
     def emit(self, record: logging.LogRecord) -> None:
-        note(f"{record.levelname.lower()}: {record.getMessage()}")
+        line = f"{record.levelname.lower()}: {record.getMessage()}"
+        if line not in self._shown:
+            self._shown.add(line)
+            note(line)
 
 
 @contextmanager
 def _warnings_as_lines() -> Iterator[None]:
     """Show what the store warns of as lines of this program, not in the form of a server's log."""
-    logger, ours = logging.getLogger("flwr"), _Lines(logging.WARNING)
+    logger, ours = logging.getLogger("flwr"), _Lines()
     others = logger.handlers[:]
     logger.handlers[:] = [ours]
     try:

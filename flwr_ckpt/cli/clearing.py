@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -42,9 +43,9 @@ def prune(
         return
     _warn_of_server(store)
     require_confirmed("Delete that?", yes=yes)
-    gone = store.prune(policy, damaged=damaged)
+    store.prune(policy, damaged=damaged)
     if not as_json:
-        say(f"{run}: {_numbered(gone)} gone")
+        say(f"{run}: deleted")
 
 
 def rewind(
@@ -99,7 +100,7 @@ def _warn_of_server(store: CheckpointStore) -> bool:
     return running
 
 
-def _numbered(rounds: tuple[int, ...] | list[int]) -> str:
+def _numbered(rounds: Sequence[int]) -> str:
     """Name rounds, in ranges: ``"rounds 1 to 7, 9"``."""
     ranges: list[list[int]] = []
     for number in rounds:

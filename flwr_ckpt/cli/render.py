@@ -101,7 +101,7 @@ def number(value: object) -> str:
 
 def moment(seconds: float | None) -> str:
     """Format a time of the wall clock, here."""
-    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
 def printable(value: object) -> str:

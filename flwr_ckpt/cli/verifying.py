@@ -43,7 +43,8 @@ def _tell(run: str, results: list[Verified], damaged: list[Verified]) -> None:
     say(
         f"{run}: {len(damaged)} of {commits} commits are damaged; "
         + ("no round is whole" if newest is None else f"the newest round that is whole is {newest}")
-        + ". A server that starts takes the newest sound commit by itself; `flwr-ckpt prune --damaged` clears away"
+        + ". A server that starts takes the newest sound commit by itself; "
+        f"`flwr-ckpt prune {run} --damaged` clears away what is damaged"
     )
 
 

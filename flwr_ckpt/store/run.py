@@ -201,7 +201,7 @@ class RunReader:
         CheckpointNotFoundError
             If the round has been removed meanwhile.
         """
-        return self._present(commit, lambda: self._load(commit, strict_history))
+        return self._present(commit, lambda: self._load_sized(commit, strict_history))
 
     def read(self, commit: Commit, entry: Entry) -> bytes:
         """Read exactly the ``Blob.data`` that was handed over, verified.

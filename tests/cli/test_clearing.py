@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_prune_says_what_would_go_and_asks(run: Path) -> None:
     assert ran("prune", "digits", "--keep", "latest:1").code == 1, "nobody is there to ask"
     assert listing(run) == before
     ended = ran("prune", "digits", "--keep", "latest:1", answer="y\n")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, "digits: rounds 0 to 2 gone")
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "digits: deleted")
     assert rounds(run) == [3]
 
 
@@ -42,11 +43,21 @@ def test_a_dry_run_asks_nothing_and_changes_nothing(run: Path) -> None:
     assert rounds(run) == [0, 2, 3]
 
 
-def test_damage_goes_only_if_told(run: Path) -> None:
-    flip(run / "round-00000001/g0001-arrays.safetensors")
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, lengthen])
+def test_damage_goes_only_if_told(damage: Callable[[Path], None], run: Path) -> None:
+    damage(run / "round-00000001/g0001-arrays.safetensors")
     assert "nothing would go" in ran("prune", "digits", "--keep", "all", "--yes").out
     ended = ran("prune", "digits", "--damaged", "--yes")
-    assert (ended.code, ended.out.splitlines()[-1]) == (0, "digits: round 1 gone")
+    assert (ended.code, ended.out.splitlines()[-1]) == (0, "digits: deleted")
+    assert ended.out.startswith("digits: round 1 would go, ")
     assert ran("verify", "digits").code == 0
 
 
