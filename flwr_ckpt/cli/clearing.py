@@ -83,7 +83,7 @@ def rm(run: RunArgument, yes: YesOption = False, home: HomeOption = None) -> Non
     store = find_run(run, home)
     status = store.status()
     _warn_of_server(store)
-    what = f"{run} at {store.location.where} (round {rounds_done(status)}, {readable_size(status.size)})"
+    what = f"{run} at {store.location.where} (round {rounds_done(status)}, {readable_size(store.size())})"
     require_confirmed(f"Delete {what}?", yes=yes)
     left = store.remove()
     say(f"{run}: deleted; a new run of the name begins at round 0")

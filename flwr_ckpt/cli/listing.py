@@ -69,11 +69,11 @@ def status(run: RunArgument, as_json: JsonOption = False, home: HomeOption = Non
     found = store.status()
     code = code_of_status(found)
     if as_json:
-        emit_json(_status_fields(store.location, found))
+        emit_json(_status_fields(store.location, found, store.size()))
     elif code == ExitCode.MISSING:
         raise missing(store)
     else:
-        say(f"{run}: {_sentence(found, code)}")
+        say(f"{run}: {_sentence(found, code, store.size())}")
     raise typer.Exit(code)
 
 
@@ -105,12 +105,12 @@ def server_said(server: Server | None) -> str:
     return f"its last server ({who}) is gone" if server.running is False else f"its last server ({who}) is out of sight"
 
 
-def _sentence(status: RunStatus, code: ExitCode) -> str:
+def _sentence(status: RunStatus, code: ExitCode, size: int) -> str:
     if code == ExitCode.FAILED:
         return "damaged: no checkpoint can be read; `flwr-ckpt verify` says why"
     if status.round is None or status.time is None:
         return f"nothing is saved yet; {server_said(status.server)}"
-    saved = f"saved {moment(status.time)} ({readable_age(status.time)}), {readable_size(status.size)}"
+    saved = f"saved {moment(status.time)} ({readable_age(status.time)}), {readable_size(size)}"
     if code == ExitCode.DONE:
         return f"finished, round {rounds_done(status)}; {saved}"
     return f"not finished, round {rounds_done(status)}; {saved}; {server_said(status.server)}"
@@ -125,6 +125,7 @@ class _Run:
 
     location: Location
     status: RunStatus | None
+    size: int = 0
     problem: str = ""
 
 
@@ -145,9 +146,10 @@ def _list_runs(home: str | None, as_json: bool) -> None:
 
 def _look_at(location: Location) -> _Run:
     try:
-        return _Run(location, CheckpointStore(location).status())
+        store = CheckpointStore(location)
+        return _Run(location, store.status(), store.size())
     except (CheckpointError, OSError) as error:  # one run of many is no reason to list none
-        return _Run(location, None, str(error))
+        return _Run(location, None, problem=str(error))
 
 
 def _run_cells(run: _Run) -> list[Cell]:
@@ -157,7 +159,7 @@ def _run_cells(run: _Run) -> list[Cell]:
     code = code_of_status(status)
     style = {ExitCode.DONE: "green", ExitCode.FAILED: "red", ExitCode.WRITING: "yellow"}.get(code, "")
     state = Text(_STATES[code], style)
-    return [run.location.label, rounds_done(status), state, readable_size(status.size), moment(status.time)]
+    return [run.location.label, rounds_done(status), state, readable_size(run.size), moment(status.time)]
 
 
 def _run_fields(run: _Run) -> dict[str, Any]:
@@ -168,10 +170,10 @@ def _run_fields(run: _Run) -> dict[str, Any]:
             "state": "unreadable",
             "problem": run.problem,
         }
-    return _status_fields(run.location, run.status)
+    return _status_fields(run.location, run.status, run.size)
 
 
-def _status_fields(location: Location, status: RunStatus) -> dict[str, Any]:
+def _status_fields(location: Location, status: RunStatus, size: int) -> dict[str, Any]:
     server = status.server
     return {
         "run": location.label,
@@ -182,7 +184,7 @@ def _status_fields(location: Location, status: RunStatus) -> dict[str, Any]:
         "phase": status.phase,
         "generation": status.generation,
         "time": status.time,
-        "size": status.size,
+        "size": size,
         "restarts": list(status.restarts),
         "server": server and {"host": server.host, "pid": server.pid, "time": server.time, "running": server.running},
     }

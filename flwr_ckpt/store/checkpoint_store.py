@@ -25,7 +25,7 @@ from .records import Commit
 from .removal import remove
 from .rewind import prune, rewind
 from .run import RunReader
-from .status import RunStatus, status_of
+from .status import RunStatus, size_of, status_of
 from .verify import Verified, verify
 
 logger = logging.getLogger("flwr")
@@ -107,6 +107,10 @@ class CheckpointStore:
     def status(self) -> RunStatus:
         """Look how far the run has come, and whether a server is still at it."""
         return status_of(self._files, self._reader)
+
+    def size(self) -> int:
+        """Sum the bytes of all files of the run; what hard links share counts once for each."""
+        return size_of(self._files)
 
     def rounds(self) -> list[RoundRecord]:
         """List the rounds that can be loaded, oldest first."""

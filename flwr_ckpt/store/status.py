@@ -38,8 +38,6 @@ class RunStatus:
         Of the newest commit; 0 if there is none.
     time : float or None
         When that was made: seconds since 1970 by its server's clock.
-    size : int
-        Bytes of all files of the run; what hard links share counts once for each.
     restarts : tuple of int
         The first rounds that other servers saved than the one before them.
     server : Server or None
@@ -54,7 +52,6 @@ class RunStatus:
     phase: str | None
     generation: int
     time: float | None
-    size: int
     restarts: tuple[int, ...]
     server: Server | None
 
@@ -73,10 +70,15 @@ def status_of(files: Files, reader: RunReader) -> RunStatus:
         phase=None if head is None else head.phase,
         generation=0 if head is None else head.generation,
         time=None if head is None else head.time,
-        size=sum(files.size(key) or 0 for key in keys),
         restarts=() if head is None else tuple(dict.fromkeys(span.first for span in head.line[1:])),
         server=read_server(files, highest),
     )
+
+
+def size_of(files: Files) -> int:
+    """Sum the sizes of all files of a run."""
+    keys = files.keys()
+    return sum(files.size(key) or 0 for key in keys)
 
 
 def has_checkpoints(files: Files, keys: Iterable[str]) -> bool:

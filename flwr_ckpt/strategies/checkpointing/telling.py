@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from ...store import Commit, Location, RunReader, checkpoint_home, readable_age, readable_size
+from ...store import CheckpointStore, Commit, Location, RunReader, checkpoint_home, readable_age, readable_size
 from .. import logs
 from .record import Record
 
@@ -43,9 +43,7 @@ def tell_kept(location: Location, reader: RunReader) -> None:
     rounds = sorted({name.round for name in reader.names() if name.phase != "attempt"})
     size = ""
     if location.folder is not None:  # elsewhere each file would be a request
-        files = location.files()
-        keys = files.keys()
-        size = f", {readable_size(sum(files.size(key) or 0 for key in keys))}"
+        size = f", {readable_size(CheckpointStore(location).size())}"
     logs.info(
         "The run is finished and kept in %s (%d rounds up to round %d%s); look at it with `%s`",
         location.where,
