@@ -52,7 +52,10 @@ def _tell(run: str, results: list[Verified], damaged: list[Verified]) -> None:
 def _progress() -> Iterator[Callable[[int, int], None]]:
     """Draw a bar on standard error while work goes on, if somebody is looking."""
     out = console(stderr=True)
-    with Progress(console=out, transient=True, disable=not out.is_terminal) as bar:
+    if not out.is_terminal:
+        yield lambda done, of: None
+        return
+    with Progress(console=out, transient=True) as bar:
         task = bar.add_task("verifying", total=None)
         yield lambda done, of: bar.update(task, completed=done, total=of)
 

@@ -138,7 +138,8 @@ def test_rm_asks_first(run: Path) -> None:
     assert (ended.code, "Delete digits at " in ended.err) == (1, True)
     assert listing(run) == before
     ended = ran("rm", "digits", answer="y\n")
-    assert (ended.code, ended.out) == (0, "digits: deleted; a new run of the name begins at round 0\n")
+    assert ended.code == 0
+    assert ended.out.endswith("digits: deleted; a new run of the name begins at round 0\n")
     assert listing(run) == ["generations/0002"]
     assert ran("status", "digits").code == 2
     assert "no runs under" in ran("ls").err
