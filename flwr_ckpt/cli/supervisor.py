@@ -76,6 +76,9 @@ class Supervisor:
                 note(f"{self._name}: another server has taken this run over: {server_said(after.server)}")
                 return ExitCode.TAKEN_OVER
             after = self._when_nobody_writes()
+            if before.exists and not after.exists:
+                note(f"{self._name}: the run has been removed meanwhile; it is not started again")
+                return ExitCode.MISSING
             if _finished(before, after, ended):
                 self._say_finished(before, after)
                 return ExitCode.DONE

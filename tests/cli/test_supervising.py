@@ -117,6 +117,15 @@ def test_a_rewind_in_between_is_gone_on_from(run: Path) -> None:
     assert supervised(run, rewound, trains(run, 2, 3, 4, end=True)) == 0
 
 
+def test_a_run_that_was_removed_is_not_begun_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def removed() -> None:
+        trains(run, 2)()
+        CheckpointStore(run).remove()
+
+    assert supervised(run, trains(run, 0, 1), removed) == 2
+    assert "has been removed meanwhile" in capsys.readouterr().err
+
+
 # --- another server ----------------------------------------------------------------------------------------------
 
 
