@@ -168,7 +168,7 @@ def _beside(differs: Differs) -> str:
     a, b = differs.a, differs.b
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) and (a.dtype, a.shape) == (b.dtype, b.shape):
         norm = relative_norm(a, b)
-        return "differs" if norm is None else f"moved by {norm:.3g} of it"
+        return "differs" if norm is None else f"moved by {norm:.3g} |A|"
     return _short(b)
 
 
