@@ -45,11 +45,16 @@ class LocalFiles:
         return str(self.root / key)
 
     def make_root(self) -> None:
-        """Make the run's folder and those above it, each synced into the one that holds it."""
-        missing = [self.root]
-        while not self._exists(missing[-1]):
-            missing.append(missing[-1].parent)
-        for folder in reversed(missing[:-1]):
+        """Make the run's folder and those above it, each synced into the one that holds it before the next is made."""
+        missing = []
+        folder = self.root
+        while not self._exists(folder):
+            missing.append(folder)
+            folder = folder.parent
+        # Who made the one that is there may have died before its name was synced; nobody makes another in it before.
+        with suppress(PermissionError):  # then nobody with our permissions has made it
+            self._sync_path(folder.parent)
+        for folder in reversed(missing):
             self._make(folder)
             self._sync_path(folder.parent)
 
