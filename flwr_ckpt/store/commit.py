@@ -242,6 +242,10 @@ class RunWriter:
         try:
             self._files.make_folder(round_folder(draft.round))
             tables = self._assembler.assemble(draft, self._retention.crowded, written)
+            if written:
+                # Else a power loss could leave a manifest without what it refers to: that looks like damage, and
+                # is then kept for good.
+                self._files.sync_folder(round_folder(draft.round))
             outcomes, segments = self._history(draft, written)
             commit = self._commit_of(draft.round, draft.phase, tables, outcomes, segments)
             self._link(commit)

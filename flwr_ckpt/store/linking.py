@@ -36,8 +36,8 @@ def link_files(
         files.make_folder(HISTORY)
     for source, target in names.items():
         files.adopt(source_files, source, target)
-    if commit.segments:
-        files.sync_folder(HISTORY)
+    for folder in sorted({target.rpartition("/")[0] for target in names.values()}):
+        files.sync_folder(folder)
     tables = Tables(
         tuple(replace(file, key=names[file.key]) for file in commit.files),
         _moved(commit.arrays, names),

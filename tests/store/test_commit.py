@@ -253,6 +253,7 @@ def test_what_a_name_promises_is_on_the_disk_before_the_name(run: Path, monkeypa
     assert events == [
         "sync g0001-arrays.safetensors",
         "sync g0001-strategy.safetensors",
+        "sync round-00000000",  # their names
         "sync manifest",
         "link g0001-initial.manifest",
         "sync round-00000000",
