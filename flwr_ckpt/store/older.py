@@ -9,6 +9,7 @@ from .errors import CheckpointCorruptError
 from .files import Files
 from .generations import read_fence
 from .names import (
+    FENCES,
     CommitName,
     FileName,
     fence_key,
@@ -102,11 +103,14 @@ class Older:
         self._changed = False
         left = {name.generation for name in self._manifests}
         left |= {generation for (generation, _), lying in self._lying.items() if lying}
-        for generation in sorted(self._fences - left):
+        gone = sorted(self._fences - left)
+        for generation in gone:
             fence = read_fence(self._files, generation)
             if fence is not None and not fence.removed:
                 self._files.remove(fence_key(generation))
             self._fences.discard(generation)
+        if gone:  # else a run that loses its power again and again would have all of them back each time
+            self._files.sync_folder(FENCES)
 
     def _sort(self, keys: Iterable[str], generation: int) -> None:
         for key in keys:
