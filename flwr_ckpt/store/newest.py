@@ -36,7 +36,10 @@ def read_commit(files: Files, name: CommitName) -> Commit:
     """
     path = files.describe(name.key)
     try:
-        data = files.read(name.key) if (files.size(name.key) or 0) <= LARGEST else None
+        size = files.size(name.key)
+        if size is None:
+            raise VanishedError(name.key)
+        data = files.read(name.key, 0, size) if size <= LARGEST else None
     except FileNotFoundError:
         raise VanishedError(name.key) from None
     except OSError as error:
