@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from flwr.common import Scalar
 
+from ..store.location import refuse_url
 from .model_file import Score, class_name, link_model, load_into, read_model, tensors_of, write_model
 
 logger = logging.getLogger("flwr")
@@ -32,7 +33,7 @@ class TorchModuleCheckpointer(ABC):
     Parameters
     ----------
     checkpoint_dir : str or os.PathLike
-        The folder of the file. It is made when something is saved, if it is not there.
+        The folder of the file, on a disk. It is made when something is saved, if it is not there.
     checkpoint_name : str
         The file's name.
 
@@ -42,6 +43,7 @@ class TorchModuleCheckpointer(ABC):
     """
 
     def __init__(self, checkpoint_dir: str | os.PathLike[str], checkpoint_name: str) -> None:
+        refuse_url(checkpoint_dir)
         self.checkpoint_path = os.path.join(os.fspath(checkpoint_dir), checkpoint_name)
         self._architecture: torch.nn.Module | None = None
 

@@ -19,6 +19,7 @@ from ..store import (
     RunWriter,
     locate,
 )
+from ..store.location import refuse_url
 from ..store.names import STATES, parse_manifest
 from .named_state import NamedState
 
@@ -38,7 +39,7 @@ class PerRoundStateCheckpointer:
     Parameters
     ----------
     checkpoint_dir : str or os.PathLike
-        It is made when something is saved, if it is not there.
+        A folder on a disk. It is made when something is saved, if it is not there.
 
     Attributes
     ----------
@@ -47,6 +48,7 @@ class PerRoundStateCheckpointer:
     """
 
     def __init__(self, checkpoint_dir: str | os.PathLike[str]) -> None:
+        refuse_url(checkpoint_dir)
         self.checkpoint_dir = Path(checkpoint_dir)
         self._home = self.checkpoint_dir.absolute() / STATES  # a change of the working folder moves nothing
         self._state = NamedState()

@@ -23,7 +23,8 @@ DEFAULT_HOME = "~/.flwr_ckpt"
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(?=://)")
 _SCHEMES = ("s3", "gs", "az", "memory")
-_SECRETS = re.compile(r"(?<=://).*@|[?#].*", re.DOTALL)
+_URL_OR_PATH_OF_ONE = re.compile(rf"{_SCHEME.pattern}|(?:{'|'.join(_SCHEMES)}):/")  # Path takes a slash away
+_SECRETS = re.compile(r"(:/{1,2}).*@|[?#].*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -139,9 +140,29 @@ def is_url(text: str) -> bool:
     return _SCHEME.match(text) is not None
 
 
+def refuse_url(folder: str | os.PathLike[str]) -> None:
+    """Make sure that what is to be a folder on a disk is not meant as a URL.
+
+    Raises
+    ------
+    ValueError
+        If it is.
+    """
+    text = os.fspath(folder)
+    if _URL_OR_PATH_OF_ONE.match(text):
+        raise ValueError(
+            f"{_without_secrets(text)!r} is a URL, and model files and named states are kept in a folder on a disk: "
+            "give one. The run itself may lie behind a URL (run=...)"
+        )
+
+
+def _without_secrets(text: str) -> str:
+    return _SECRETS.sub(r"\1", text)
+
+
 def _url(text: str, what: str) -> str:
     """Check a URL, and give the one spelling of it. What may be a secret is not repeated."""
-    shown = _SECRETS.sub("", text)
+    shown = _without_secrets(text)
     if shown != text:
         raise ValueError(
             f"{what} {shown!r}: this URL carries credentials or a query, which would be written into logs. Give them "
@@ -178,7 +199,7 @@ def _text(run: object) -> str:
     if not isinstance(text, str):
         raise TypeError(f"run {run!r}: expected a run name, an absolute path or a URL, found {type(run).__name__}")
     if "\0" in text:
-        raise ValueError(f"run {_SECRETS.sub('', text)!r}: a path cannot hold a null character")
+        raise ValueError(f"run {_without_secrets(text)!r}: a path cannot hold a null character")
     return text
 
 

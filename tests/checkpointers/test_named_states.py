@@ -152,6 +152,11 @@ def test_what_is_no_name_is_refused(tmp_path: Path, name: str) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_states_are_kept_on_a_disk() -> None:
+    with pytest.raises(ValueError, match="named states are kept in a folder on a disk"):
+        PerRoundStateCheckpointer("s3://bucket/states")
+
+
 def test_a_path_into_the_folder_is_no_name(tmp_path: Path) -> None:
     checkpointer = PerRoundStateCheckpointer(tmp_path)
     with pytest.raises(ValueError, match="it is a path"):

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from flwr_ckpt.store import Location, locate, mounts, prepare
+from flwr_ckpt.store.location import refuse_url
 
 
 def everything_below(folder: Path) -> set[Path]:
@@ -157,6 +158,20 @@ def test_a_url_with_credentials_is_refused_and_not_repeated(url: str) -> None:
     with pytest.raises(ValueError, match="credentials or a query") as home:
         locate("digits", url)
     assert "hid" not in str(home.value)
+
+
+@pytest.mark.parametrize(
+    "folder", ["s3://bucket/x", Path("gs://bucket/x"), "az://key:hidden@x", "https://host/x?hidden"]
+)
+def test_what_has_to_be_a_folder_on_a_disk_is_no_url(folder: str | Path) -> None:
+    with pytest.raises(ValueError, match=r"is a URL.*a folder on a disk") as caught:
+        refuse_url(folder)
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_folder_on_a_disk_may_have_any_name() -> None:
+    for folder in ("/data/s3:/x", "relative", Path("/x"), "", "C:/x"):
+        refuse_url(folder)
 
 
 @pytest.mark.parametrize("text", ["/", "//", "/a\0b", "a\0b"])

@@ -46,9 +46,9 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
     strategy : flwr.serverapp.strategy.Strategy or flwr.server.strategy.Strategy
         Any strategy of either API: Flower's or your own, also one that wraps another or has its own ``start()``.
     run : str or os.PathLike, optional
-        Where the run lies: a run name (``"digits"``, ``"cifar/lr-0.1"``) under the checkpoint home, or an absolute
-        path.
-        May be left out if `module` has a ``state_checkpointer``, whose folder is then the place.
+        Where the run lies: a run name (``"digits"``, ``"cifar/lr-0.1"``) under the checkpoint home, an absolute path,
+        or a URL (``"s3://bucket/runs/digits"``; needs the extra ``cloud``). May be left out if `module` has a
+        ``state_checkpointer``, whose folder is then the place.
     module : BaseServerCheckpointAndStateModule, optional
         What the parameters mean: model checkpointers are offered each evaluated round's model, packed and partial
         formats become whole models. See ``flwr_ckpt.server_module``.
