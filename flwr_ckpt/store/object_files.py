@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 # obstore's own bounds for one request stay: 5 s to connect, 30 s in all (AWS_TIMEOUT and the like change that).
 _RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 _PAUSES = (0.2, 1.0, 4.0)  # seconds before a conditional put is tried again: without an answer obstore does not
+_PROCESS = os.getpid()
 _PART = 1 << 24  # bytes of one request: what a slow line, too, moves in its time
 _STREAMS = 4  # parts under way at once, each of them in memory
 _LARGEST_PUT = 1 << 25  # bytes; above, in parts
@@ -236,12 +237,20 @@ class ObjectFiles:
 
     @contextmanager
     def _translated(self, key: str) -> Iterator[None]:
+        self._require_own_process()
         try:
             yield
         except (BaseError, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # not obstore's, which have no number
             raise as_os_error(error, self.describe(key)) from None  # whose text may hold what no log must
+
+    def _require_own_process(self) -> None:
+        if os.getpid() != _PROCESS:  # where it would wait for ever, for threads that were not copied
+            raise CheckpointError(
+                f"{self._url}: object storage was opened in process {_PROCESS} and is used in process {os.getpid()}, a "
+                "child made by fork: start children with the 'spawn' method"
+            )
 
     def _size(self, key: str) -> int:
         with self._translated(key):
@@ -262,6 +271,7 @@ class ObjectFiles:
 
     def _put_new(self, key: str, buffers: Sequence[Buffer]) -> None:
         """Put under a name that nothing has, or that an earlier try of this very put has taken."""
+        self._require_own_process()
         failure: Exception | None = None
         for pause in (0.0, *_PAUSES):
             time.sleep(pause)

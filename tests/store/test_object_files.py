@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import threading
@@ -18,6 +19,7 @@ from flwr_ckpt.store.files import Files, is_damage
 from flwr_ckpt.store.local_files import LocalFiles
 from flwr_ckpt.store.object_files import ObjectFiles
 from tests.lab.bucket import SECRET, Answer, Fault, Faults, Forward, Request, S3Server, broken, lost, refused
+from tests.lab.process import in_a_process
 
 KEY = "round-00000001/g0001-arrays.safetensors"
 _numbers = count()
@@ -372,6 +374,25 @@ def test_a_probe_that_was_left_behind_is_nobodys() -> None:
     files.publish("generations/.tmp-0123456789abcdef-0000", b"first")
     files.make_root()
     assert CheckpointStore(files.describe()).rounds() == []
+
+
+def test_a_child_made_by_fork_is_told_so(tmp_path: Path) -> None:
+    """It would wait for ever."""
+    files = in_memory()
+    files.publish(KEY, b"x")
+
+    def child() -> list[str]:
+        asked = [lambda: files.read(KEY), lambda: files.publish(f"{KEY}-2", b"x"), lambda: in_memory().keys()]
+        said = []
+        for ask in asked:
+            with pytest.raises(CheckpointError) as caught:
+                ask()
+            said.append(str(caught.value))
+        return said
+
+    for line in in_a_process(child, tmp_path):
+        assert f"was opened in process {os.getpid()} and is used in process" in line
+        assert "'spawn'" in line
 
 
 # --- whether a run can be there --------------------------------------------------------------------------------------
