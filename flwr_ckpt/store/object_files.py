@@ -38,9 +38,9 @@ if TYPE_CHECKING:
 _RETRIES: RetryConfig = {"max_retries": 5, "retry_timeout": timedelta(seconds=60)}
 _PAUSES = (0.2, 1.0, 4.0)  # seconds before a conditional put is tried again: without an answer obstore does not
 _PROCESS = os.getpid()
-_PART = 1 << 24  # bytes of one request: what a slow line, too, moves in its time
+_PART = 1 << 23  # bytes of one request: several at once have to get through a slow line in their time
 _STREAMS = 4  # parts under way at once, each of them in memory
-_LARGEST_PUT = 1 << 25  # bytes; above, in parts
+_LARGEST_PUT = 1 << 24  # bytes; above, in parts
 _MOST_PARTS = 10_000  # of one object, in S3
 _LARGEST_COPY = 5 << 30  # bytes that S3 copies at once
 

@@ -28,7 +28,7 @@ def prepare(url: str) -> list[str]:
     bucket, *parts = rest.split("/")
     for length in range(len(parts)):
         above = f"{scheme}://{'/'.join((bucket, *parts[:length]))}"
-        if _is_run(above):
+        if _is_known_as_run(above):
             raise ValueError(f"{url} lies inside the run {above}: a run cannot hold another one; choose another name")
     if not _is_run(url):
         inner = next(filter(_is_run, _folders_below(url)), None)
@@ -55,6 +55,14 @@ def runs_in(home: str) -> Iterator[str]:
 def _names_in(url: str) -> list[str]:
     """The folders in a folder that may be runs, the last in order first."""
     return sorted((name for name in open_url(url).folders() if problem_with_part(name) is None), reverse=True)
+
+
+def _is_known_as_run(url: str) -> bool:
+    """Whether there is a run, as far as it may be looked: credentials for one folder alone are good ones."""
+    try:
+        return _is_run(url)
+    except PermissionError:
+        return False
 
 
 def _is_run(url: str) -> bool:

@@ -158,10 +158,10 @@ def test_keys_are_described_in_full(files: Files) -> None:
 def test_a_large_object_goes_up_and_comes_down_in_parts(bucket: ObjectFiles, s3: S3Server) -> None:
     data = bytes(range(256)) * (33 << 12)
     bucket.create(KEY, [b"head", data, b"tail"])
-    assert len([one for one in s3.requests if one.method == "PUT" and "partNumber" in one.path]) == 3
+    assert len([one for one in s3.requests if one.method == "PUT" and "partNumber" in one.path]) == 5
     s3.requests.clear()
     assert bucket.read(KEY) == b"head" + data + b"tail"
-    assert len([one for one in s3.requests if one.method == "GET"]) == 3
+    assert len([one for one in s3.requests if one.method == "GET"]) == 5
     s3.requests.clear()
     assert bucket.read(KEY, len(data), 6) == data[-4:] + b"ta"
     assert [one.headers["Range"] for one in s3.requests] == [f"bytes={len(data)}-{len(data) + 5}"]
@@ -308,7 +308,7 @@ def test_a_server_that_does_not_answer_is_not_waited_for(s3: S3Server, monkeypat
 
 
 def test_a_part_that_fails_leaves_no_object(bucket: ObjectFiles, s3: S3Server) -> None:
-    for number in (1, 3):
+    for number in (1, 5):
         at = f"partNumber={number}"
         s3.fault = Faults(*[refused(403)] * 100, at=lambda request, at=at: at in request.path)
         with pytest.raises(PermissionError, match="403 Forbidden"):
@@ -457,6 +457,15 @@ def test_runs_behind_a_url_do_not_lie_in_each_other(home: str) -> None:
             if home.startswith("s3")
             else [f"{home}/{name} is kept in this process's memory: checkpoints there are gone when it ends"]
         )
+
+
+def test_credentials_for_one_folder_will_do(bucket: ObjectFiles, s3: S3Server) -> None:
+    outside = Faults(
+        *[refused(403)] * 9, at=lambda request: "prefix=" in request.path and "prefix=run" not in request.path
+    )
+    s3.fault = outside
+    assert prepare(locate(bucket.describe())) == []
+    assert len(outside.left) == 8
 
 
 def test_runs_are_found_under_a_url(home: str) -> None:
