@@ -7,6 +7,7 @@ import contextlib
 import copy
 import os
 import random
+import socket
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ class Settings:
 
     rate: float
     note: str = ""
+
+
+execute = os.system  # a module may well hold such a thing under a name of its own
 
 
 def weighted(*args: Any) -> float:
@@ -158,13 +162,19 @@ def test_children_of_a_seed_are_not_drawn_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [f"{__name__}:os.system", f"{__name__}:sys.exit", "os:system", "builtins:eval", "posix:system"]
+    "name", [f"{__name__}:os.system", f"{__name__}:execute", "os:system", "builtins:eval", "posix:system"]
 )
 @pytest.mark.parametrize("kind", ["function", "defaultdict"])
 def test_a_function_is_looked_up_on_the_modules_of_the_strategy_only(name: str, kind: str) -> None:
     """Not in what those modules import: `os` stands in this one."""
     node = {"$": "function", "name": name} if kind == "function" else {"$": "defaultdict", "function": name, "v": {}}
     _refused(_with(node), "not in the strategy's modules")
+
+
+def test_a_class_is_looked_up_on_the_modules_of_the_strategy_only() -> None:
+    """Not in what those modules import."""
+    assert socket.AddressFamily["AF_INET"], "it is there, by that name"
+    _refused(_with({"$": "enum", "type": f"{__name__}:socket.AddressFamily", "name": "AF_INET"}), "not there any more")
 
 
 def test_a_function_of_the_strategys_own_module_is_found() -> None:

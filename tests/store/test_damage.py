@@ -29,7 +29,7 @@ from flwr_ckpt.store import (
     contents,
     history,
 )
-from flwr_ckpt.store.records import Commit
+from flwr_ckpt.store.records import Commit, Place
 
 Record = Callable[[str, object], None]
 _FLIPS = [1 << bit for bit in range(8)]
@@ -265,6 +265,47 @@ def test_no_cut_to_any_length_does(part: int, run: Path, record_property: Record
     sound = Sound.of(run)
     tried = _cut_all(sound, lambda size: range(part, size, 8))
     record_property("counted", ("files cut or lengthened", {"tried": tried, "lost": 0, "wrong": 0}))
+
+
+@pytest.mark.usefixtures("patient_disk")
+def test_a_shared_array_of_which_both_copies_are_damaged(run: Path, record_property: Record) -> None:
+    """The rounds that need it are passed over, and no other; with one copy sound, none is."""
+    writer = opened(run)
+    writer.commit(_trained(4))
+    writer.commit(_trained(5))
+    writer.commit(train(6, arrays=model(6), documents={}))
+    look = reader(run)
+    commits = look.commits()[::-1]
+    needing = {commit.round: entry.places for commit in commits for entry in commit.arrays if entry.name == "frozen"}
+    assert {number: len(places) for number, places in needing.items()} == {5: 2, 4: 1, 3: 1, 2: 2, 1: 2, 0: 1}
+    (run / "round-00000006/g0003-train.manifest").unlink()
+    first, second = needing[5]
+    tried = 0
+    for offset in range(0, 64, 3):
+        with _flipped(run, first, offset):
+            loaded = reader(run).resume()
+            assert loaded is not None
+            assert loaded.commit.round == 5, "its other copy is sound"
+            with _flipped(run, second, 63 - offset):
+                loaded = reader(run).resume()
+                assert loaded is not None
+                assert loaded.commit.round == 3, "4 and 5 need it; 3 is of the server before"
+                assert loaded.arrays == {one.name: one.data for one in _arrays(3)}
+                wrong = [result.round for result in CheckpointStore(run).verify() if not result.ok]
+                assert wrong == [4, 5]
+        tried += 2
+    record_property("counted", ("copies of a shared array damaged", {"tried": tried, "lost": 0, "wrong": 0}))
+
+
+@contextmanager
+def _flipped(run: Path, place: Place, offset: int) -> Iterator[None]:
+    path = run / place.file
+    sound = path.read_bytes()
+    damaged = bytearray(sound)
+    damaged[place.offset + offset] ^= 0x20
+    path.write_bytes(damaged)
+    yield
+    path.write_bytes(sound)
 
 
 def _missing(path: Path, copy: Path) -> None:
