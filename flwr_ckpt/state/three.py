@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from flwr_ckpt.store.confidential import is_confidential
+
 from .compare import alike
 from .leaves import Node
 from .paths import Path
@@ -47,6 +49,9 @@ class Three:
         return self.is_untouched(then, now) or self.is_reached(node, now)
 
     def warn(self, path: Path, node: Node, then: Node, now: Node) -> None:
+        if is_confidential(path.key):
+            self.warnings.append(f"{path}: another one is given now than the run had come to; what is given stands")
+            return
         given = short(self.now, now)
         self.warnings.append(
             f"{path}: {given} is given now; the run began with {short(self.then, then)} and had come to "

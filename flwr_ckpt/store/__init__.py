@@ -10,6 +10,7 @@ from .background import BackgroundWriter
 from .checkpoint import Checkpoint
 from .checkpoint_store import CheckpointStore, RoundRecord
 from .commit import RunWriter
+from .confidential import without_secrets
 from .draft import Blob, Buffer, Draft, LateBlobs, Outcome, Phase, settled
 from .errors import (
     CheckpointCorruptError,
@@ -79,4 +80,5 @@ __all__ = [
     "safetensors_of",
     "settled",
     "to_json",
+    "without_secrets",
 ]

@@ -136,6 +136,28 @@ def test_secrets_of_the_configuration_reach_neither_log_nor_manifest_nor_error(
         assert path.is_dir() or b"s3cr3t" not in path.read_bytes(), path
 
 
+class _Keeps(FedAdam):
+    """A strategy that holds a secret and changes it; that is its state, and no line of a log shows it."""
+
+    def __init__(self, api_key: str) -> None:
+        super().__init__(eta=0.1)
+        self.api_key, self.name = api_key, api_key[:4]
+
+    def aggregate_train(self, server_round: int, replies: Any) -> Any:
+        self.api_key, self.name = f"s3cr3t-{server_round}", f"n{server_round}"
+        return super().aggregate_train(server_round, replies)
+
+
+def test_a_secret_of_the_strategys_own_is_not_shown(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for key, rounds in (("s3cr3t-first", 2), ("other-s3cr3t", 3)):
+        start(CheckpointingStrategy(_Keeps(key), run), FakeGrid(average_client, 1), num_rounds=rounds)
+    assert "strategy.api_key: another one is given now" in caplog.text
+    assert "strategy.name: 'othe' is given now" in caplog.text
+    assert "s3cr3t-" not in caplog.text
+    assert "-s3cr3t" not in caplog.text
+
+
 def test_numbers_are_compared_whatever_their_key(run: Path) -> None:
     """`max-token` is no secret."""
     _serve(run, FakeGrid(average_client, 1, run=FakeRun(override_config={"max-token": 3})))

@@ -24,11 +24,6 @@ from .telling import command
 ArrayTypes = list[list[Any]]  # [name, dtype, shape] of each array, in order
 
 _ROUNDS_KEY = re.compile(r"num.*rounds", re.IGNORECASE)
-_SECRET_KEY = re.compile(
-    r"(^|[-_.])(password|passwd|passphrase|secret|token|credentials?|(api|access|private|auth|secret)[-_.]?key)s?$",
-    re.IGNORECASE,
-)
-_URL_SECRETS = re.compile(r"(?<=://)[^/?#\s]*@|[?#]\S*")
 _SHOWN = 12  # differences listed one by one before the message says how many more there are
 
 
@@ -79,18 +74,6 @@ class Identity:
         fields = from_json(document)
         _require_types(fields)
         return cls(**{name: fields[name] for name in cls.__dataclass_fields__ if name in fields})
-
-
-def without_secrets(configuration: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out of a configuration the text whose key calls it a secret, and of URLs what may be one.
-
-    What is left is stored, compared, and shown where it differs.
-    """
-    return {
-        key: _URL_SECRETS.sub("", value) if isinstance(value, str) and "://" in value else value
-        for key, value in configuration.items()
-        if not (isinstance(value, (str, bytes)) and _SECRET_KEY.search(key))
-    }
 
 
 def _require_types(fields: Mapping[str, Any]) -> None:

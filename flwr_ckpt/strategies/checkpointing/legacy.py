@@ -18,12 +18,12 @@ from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from ...store import Blob, CheckpointError, LateBlobs, Loaded, Outcome, Phase, settled
+from ...store import Blob, CheckpointError, LateBlobs, Loaded, Outcome, Phase, settled, without_secrets
 from .. import logs
 from .api import Api
 from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
-from .identity import Identity, parameters_types, versions, without_secrets
+from .identity import Identity, parameters_types, versions
 from .lazy import LazyParameters
 from .record import LEGACY_ORDER, storable
 from .seeding import sort_results

@@ -15,10 +15,10 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
-from ...store import Blob, CheckpointError, Commit, Entry, LateBlobs, Loaded, Outcome, Phase, settled
+from ...store import Blob, CheckpointError, Commit, Entry, LateBlobs, Loaded, Outcome, Phase, settled, without_secrets
 from .api import Api
 from .grid import CheckpointingGrid
-from .identity import Identity, record_types, versions, without_secrets
+from .identity import Identity, record_types, versions
 from .lazy import lazy_record
 from .record import MESSAGE_ORDER, metric_record, metrics_of
 from .seeding import sort_replies
