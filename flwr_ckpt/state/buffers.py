@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from flwr_ckpt.store.draft import Blob, Buffer
+from flwr_ckpt.store.draft import Blob
 
 _ALIGNMENT = 64
 _SPARE = 2  # as many captures as can wait at once: one being written, one queued
@@ -90,20 +90,21 @@ class BlobCollector:
     def finish(self) -> tuple[tuple[Blob, ...], Callable[[], None]]:
         """Copy what has to be copied; return the blobs, and what to call once nobody reads them any more."""
         entries = list(self._entries.values())
-        total = sum(_padded(entry.source.nbytes) for entry in entries if isinstance(entry, _Copy))
-        if not total:
-            return tuple(entry if isinstance(entry, Blob) else _blob(entry, b"") for entry in entries), nothing
-        memory = self._pool.take(total)
-        blobs, offset = [], 0
+        total = sum([_padded(entry.source.nbytes) for entry in entries if isinstance(entry, _Copy)])
+        memory = self._pool.take(total) if total else np.empty(0, np.uint8)
+        whole, offset = memory.data, 0
+        blobs = []
         for entry in entries:
             if isinstance(entry, Blob):
                 blobs.append(entry)
                 continue
-            target = memory[offset : offset + entry.source.nbytes]
-            _copy(entry.source, target)
-            blobs.append(_blob(entry, target.data))
-            offset += _padded(entry.source.nbytes)
-        return tuple(blobs), _Once(lambda: self._pool.give_back(memory))
+            source, end = entry.source, offset + entry.source.nbytes
+            if end > offset:
+                order: Literal["C", "F"] = "F" if is_fortran(source) else "C"
+                np.copyto(np.ndarray(source.shape, source.dtype, whole, offset, order=order), source, casting="no")
+            blobs.append(Blob(entry.name, whole[offset:end], entry.kind, entry.dtype, entry.shape, entry.stype))
+            offset = _padded(end)
+        return tuple(blobs), _Once(lambda: self._pool.give_back(memory)) if total else nothing
 
 
 class _Once:
@@ -124,10 +125,6 @@ def nothing() -> None:
     """Release what was never taken."""
 
 
-def _blob(entry: _Copy, data: Buffer) -> Blob:
-    return Blob(entry.name, data, entry.kind, entry.dtype, entry.shape, entry.stype)
-
-
 def _padded(nbytes: int) -> int:
     return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
@@ -135,12 +132,6 @@ def _padded(nbytes: int) -> int:
 def is_fortran(array: npt.NDArray[Any]) -> bool:
     flags = array.flags
     return not flags.c_contiguous and flags.f_contiguous
-
-
-def _copy(source: npt.NDArray[Any], target: npt.NDArray[np.uint8]) -> None:
-    if source.nbytes:
-        order: Literal["C", "F"] = "F" if is_fortran(source) else "C"
-        np.copyto(np.ndarray(source.shape, source.dtype, target.data, order=order), source, casting="no")
 
 
 def _bytes_of(data: Any) -> npt.NDArray[np.uint8]:

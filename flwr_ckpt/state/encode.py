@@ -125,6 +125,9 @@ class Encoder:
         if met is not None:
             return self._again(met, Path(parent, kind, key))
         path = Path(parent, kind, key)
+        if type(value) is np.ndarray and (data := self._arrays.ndarray(value, path)) is not None:
+            self._met[id(value)] = (value, data, parent, kind, key)  # what there may be thousands of
+            return data
         container = CONTAINERS.get(type(value))
         if container is not None:
             node: dict[str, Any] = {"$": type(value).__name__}
@@ -134,9 +137,6 @@ class Encoder:
             return self.singles.function(value) or self.singles.not_state(value, path)
         if type(value) in _RECORDS:
             return self._record(value, path)
-        if type(value) is np.ndarray and (data := self._arrays.ndarray(value, path)) is not None:
-            self._met[id(value)] = (value, data, parent, kind, key)  # what there may be thousands of
-            return data
         return self._unusual(value, path)
 
     def _again(self, met: tuple[object, dict[str, Any], Path | None, str, Any], path: Path) -> Node:

@@ -34,28 +34,32 @@ class Sharing:
     """
 
     def __init__(self) -> None:
-        self._members: list[_Member] = []
+        self._met: list[tuple[Node, npt.NDArray[Any]]] = []
+        self._may_share = False
 
     def note(self, node: Node, array: npt.NDArray[Any]) -> None:
         """Take up an array over the very memory of what `node` describes."""
         if array.nbytes:
-            self._members.append(_Member(*_bounds(array), len(self._members), node, array))
+            self._met.append((node, array))
+            # No two arrays own the same memory: only one that looks into another's can share it.
+            self._may_share = self._may_share or not array.flags.owndata
 
     def arrays(self) -> dict[int, npt.NDArray[Any]]:
         """The array of each node, by the node's ``id()``."""
-        return {id(member.node): member.array for member in self._members}
+        return {id(node): array for node, array in self._met}
 
     def settle(self, collector: BlobCollector) -> None:
         """Describe arrays that share memory as views of one blob, and leave the others' blobs out."""
-        for group in self._groups():
+        for group in self._groups() if self._may_share else ():
             if len(group) > 1 or group[0].high - group[0].low < group[0].array.nbytes:
                 _settle(group, collector)
 
     def _groups(self) -> Iterator[list[_Member]]:
         """Runs of overlapping ranges. Two allocations never overlap, so that a run lies within one."""
+        members = (_Member(*_bounds(array), number, node, array) for number, (node, array) in enumerate(self._met))
         group: list[_Member] = []
         end = 0
-        for member in sorted(self._members, key=_low):
+        for member in sorted(members, key=_low):
             if group and member.low >= end:
                 yield group
                 group = []

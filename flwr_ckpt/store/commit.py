@@ -356,4 +356,4 @@ def _held(draft: Draft) -> _Carried:
 def _copied(blobs: Sequence[Blob] | None) -> tuple[Blob, ...] | None:
     if blobs is None:
         return None
-    return tuple(blob if isinstance(blob.data, bytes) else replace(blob, data=bytes(blob.data)) for blob in blobs)
+    return tuple(blob if isinstance(blob.data, bytes) else blob._replace(data=bytes(blob.data)) for blob in blobs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 from .values import Json
 
@@ -16,9 +16,8 @@ Phase = Literal["initial", "attempt", "train", "evaluate", "central", "end"]
 Buffer = bytes | memoryview
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """One array as it lies in memory.
+class Blob(NamedTuple):
+    """One array as it lies in memory. A tuple: there may be 10,000 of them in a draft.
 
     Attributes
     ----------
