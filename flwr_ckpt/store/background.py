@@ -71,6 +71,7 @@ class BackgroundWriter:
         # the caller's thread could leave it locked for good.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._written = threading.Condition(self._lock)  # what retention waits for: to wake it costs the caller time
         self._queue: deque[_Job] = deque()
         self._writing: _Job | None = None
         self._failure: BaseException | None = None
@@ -189,6 +190,7 @@ class BackgroundWriter:
         with self._lock:
             self._closing = True
             self._changed.notify_all()
+            self._written.notify_all()
         for thread in self._threads:
             thread.join()
 
@@ -274,6 +276,7 @@ class BackgroundWriter:
                 self._retention_due = True
             self._writing = None
             self._changed.notify_all()
+            self._written.notify_all()
 
     def _retain_all(self) -> None:
         while self._take_retention():
@@ -291,7 +294,7 @@ class BackgroundWriter:
             while not self._retention_due:
                 if self._closing and not self._pending():
                     return False
-                self._changed.wait()
+                self._written.wait()
             self._retention_due = False
             return self._fenced is None
 

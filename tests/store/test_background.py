@@ -107,8 +107,7 @@ class Call:
 
 def until_blocked(writer: BackgroundWriter, callers: int = 1) -> None:
     """Return once that many threads besides the writer's own wait for a change."""
-    idle_retention = 1
-    while len(writer._changed._waiters) < callers + idle_retention:  # type: ignore[attr-defined]
+    while len(writer._changed._waiters) < callers:  # type: ignore[attr-defined]
         os.sched_yield()
 
 
