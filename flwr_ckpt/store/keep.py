@@ -185,6 +185,13 @@ class KeepAll(Keep):
         return "all"
 
 
+def keeps_all(policy: object) -> bool:
+    """Whether a policy keeps every round, whatever their metrics."""
+    if isinstance(policy, KeepEither):
+        return any(map(keeps_all, policy.policies))
+    return isinstance(policy, KeepAll)
+
+
 def ranked(rounds: Iterable[_Scored], metric: str, mode: Mode) -> list[_Scored]:
     """Order the rounds that have a metric, best first: NaN last, the later of two equal rounds first."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .errors import CheckpointCorruptError
 from .files import Files
@@ -81,11 +81,10 @@ class Older:
         if not any((other.generation, other.round) == where for other in self._manifests):
             self._suspects |= self._lying[where]
 
-    def remove_files(self, needed: Iterable[str]) -> set[str]:
-        """Delete the files in question that neither `needed` nor any commit here refers to; give their folders."""
-        needed = set(needed)
+    def remove_files(self, is_needed: Callable[[str], bool]) -> set[str]:
+        """Delete the files in question that are not needed and no commit here refers to; give their folders."""
         folders = set()
-        for key in sorted(self._suspects - needed):
+        for key in sorted(key for key in self._suspects if not is_needed(key)):
             name = _file_name(key)
             if name is None or self._is_referred_to(key, name):
                 continue

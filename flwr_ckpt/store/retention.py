@@ -22,6 +22,7 @@ from .draft import Outcome
 from .files import Files
 from .generations import highest_generation
 from .history import flat_metrics
+from .keep import keeps_all
 from .names import HISTORY, PHASES_LAST_FIRST, CommitName, round_folder
 from .older import Older
 from .records import Commit
@@ -102,6 +103,7 @@ class Retention:
         self._referrers: defaultdict[str, dict[CommitName, _Reference]] = defaultdict(dict)  # of own commits
         self._own: dict[CommitName, Mapping[str, _Reference]] = {}
         self._written: set[str] = set()  # own files that are there, as far as is known
+        self._released: set[str] = set()  # those of them to which a commit less refers: perhaps none does
         self._older: Older | None = None
         # What is still to be done: a deletion that fails is tried again by the next run.
         self._condemned: set[CommitName] = set()
@@ -146,6 +148,7 @@ class Retention:
             news = self._news.popleft()
             self.remember(news.outcomes)
             self._written.update(news.written)
+            self._released.update(news.written)
             self._own[news.name] = news.references
             self._names[news.name.round].add(news.name)
             for key, reference in news.references.items():
@@ -177,6 +180,8 @@ class Retention:
 
     def _condemn(self, head: Commit) -> None:
         """Forget the rounds that are not kept; their commits are to be deleted."""
+        if keeps_all(self._keep):  # asked after 10,000 rounds, a policy would have as many to say yes to, each time
+            return
         kept = self._keep.select(list(self._records.values())) | {head.round, max(self._records, default=head.round)}
         for number in [number for number in self._names if number not in kept]:
             self._condemned.update(self._names.pop(number))
@@ -193,6 +198,7 @@ class Retention:
                 self._files.remove(name.key)
                 for key in self._own.pop(name):
                     del self._referrers[key][name]
+                    self._released.add(key)
             self._condemned.discard(name)
         # No file may go before it is certain that the manifests which refer to it do not come back.
         for folder in sorted(self._touched):
@@ -201,12 +207,15 @@ class Retention:
 
     def _remove_files(self, older: Older) -> None:
         """Delete the files that no commit refers to, and the folders that are empty then."""
-        for key in sorted(key for key in self._written if not self._referrers[key]):
-            self._touched.add(key.rpartition("/")[0])
-            self._files.remove(key)
-            self._written.discard(key)
-            del self._referrers[key]
-        self._touched |= older.remove_files(key for key, referrers in self._referrers.items() if referrers)
+        for key in sorted(self._released):
+            if key in self._written and not self._referrers[key]:
+                self._touched.add(key.rpartition("/")[0])
+                self._files.remove(key)
+                self._written.discard(key)
+            if not self._referrers[key]:
+                del self._referrers[key]
+            self._released.discard(key)
+        self._touched |= older.remove_files(lambda key: key in self._referrers)
         for folder in self._touched - {HISTORY}:
             self._files.remove_folder(folder)
         self._touched.clear()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +27,8 @@ from run_rig import (
     train,
 )
 
-from flwr_ckpt.store import Draft, KeepAll, KeepBest, KeepEvery, KeepLatest, Outcome
+from flwr_ckpt.store import CheckpointStore, Draft, Keep, KeepAll, KeepBest, KeepEvery, KeepLatest, Outcome
+from flwr_ckpt.store.names import parse_data
 
 
 @pytest.fixture
@@ -329,3 +332,28 @@ def test_a_round_costs_the_same_however_many_are_kept(run: Path) -> None:
         writer.retain()
     assert len(set(counts[2:])) == 1, counts
     assert counts[-1] < 40
+
+
+@pytest.mark.usefixtures("patient_disk")
+@pytest.mark.parametrize("keep", [KeepAll(), KeepLatest(1) | KeepAll()])
+def test_a_policy_that_keeps_everything_is_not_asked_about_each_round(run: Path, keep: Keep) -> None:
+    asked: list[int] = []
+
+    class Counted(KeepAll):
+        def select(self, rounds: Sequence[Any]) -> set[int]:
+            asked.append(len(rounds))
+            return super().select(rounds)
+
+    run_to(opened(run, keep | Counted()), 5)
+    assert asked == []
+    assert [record.round for record in CheckpointStore(run).rounds()] == list(range(6))
+
+
+@pytest.mark.usefixtures("patient_disk")
+def test_only_files_that_lost_a_referrer_are_looked_at(run: Path) -> None:
+    writer = opened(run, KeepEvery(2))
+    run_to(writer, 9)
+    retention = writer._retention
+    assert not retention._released, "nothing is left to be looked at again"
+    assert {name.round for name in map(parse_data, retention._written) if name} == {0, 2, 4, 6, 8, 9}
+    assert all(retention._referrers[key] for key in list(retention._referrers))
