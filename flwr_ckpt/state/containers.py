@@ -54,6 +54,10 @@ def sequence(walk: Walk, value: Any, node: dict[str, Any], path: Path, values: I
 
 def mapping(walk: Walk, value: Any, node: dict[str, Any], path: Path) -> Node:
     """A mapping with plain string keys is an object in JSON; any other a list of pairs, in order."""
+    if not walk.excludes_below(path) and all(type(key) is str and key.isascii() for key in value):
+        node["v"] = named = dict(value.items())
+        nodes = [(item, named, key, "item", key) for key, item in named.items() if not stands_for_itself(item)]
+        return walk.below(value, node, path, nodes + _attributes(value, node))
     entries = _entries(walk, value, path)
     by_name = all(type(name) is str for name, _, _ in entries)
     items: dict[str, Any] = {}
@@ -85,8 +89,6 @@ def _attributes(value: Any, node: dict[str, Any]) -> list[Child]:
 def _entries(walk: Walk, value: Mapping[Any, Any], path: Path) -> list[tuple[Node, Any, Any]]:
     """(encoded key, key, item) of all that is state."""
     some_excluded = walk.excludes_below(path)
-    if not some_excluded and all(type(key) is str and key.isascii() for key in value):
-        return [(key, key, item) for key, item in value.items()]
     found = []
     for key, item in value.items():
         if some_excluded and walk.excludes(path.item(key)):

@@ -88,7 +88,7 @@ def children(node: dict[str, Any]) -> Iterator[Node]:
     if kind in SEQUENCE_KINDS:
         yield from node["v"]
     elif kind in MAPPING_KINDS:
-        yield from (value for _, _, value in entries(node))
+        yield from (value for _, value in node["kv"]) if "kv" in node else node["v"].values()
         yield from node.get("attributes", {}).values()
     elif kind in OBJECT_KINDS:
         if kind == "object":
