@@ -13,7 +13,7 @@ import yaml
 import flwr_ckpt
 
 ROOT = Path(__file__).parents[2]
-OURS = {"all", "bench", "dev", "docs", "examples", "test"}  # extras that are not for users
+OURS = {"all", "bench", "dev", "docs", "examples", "fuzz", "test"}  # extras that are not for users
 PINNED_ELSEWHERE = {"bench"}  # in an environment of its own
 
 
