@@ -20,10 +20,10 @@ def test_a_killed_server_is_started_again_until_the_run_is_finished() -> None:
         progress = lab.progress()
         config = {"num-clients": 2, "num-server-rounds": NUM_ROUNDS, "progress-file": str(progress.path)}
         run = lab.supervise("digits", DIGITS, config, num_supernodes=2)
-        run.wait_until(lambda: KILLED_IN in progress.rounds())
+        run.wait_until(lambda: KILLED_IN in progress.rounds(), timeout=300)
         begun_before = len(progress.read())
         lab.kill(*SERVER)
-        code = run.exit_code(timeout=240)  # Flower takes a minute to notice that a server is gone
+        code = run.exit_code(timeout=300)  # Flower takes a minute to notice that a server is gone
         log = run.log()
         assert code == 0, log
         status = CheckpointStore(lab.checkpoint_home / "digits").status()
