@@ -17,6 +17,12 @@ from flwr_ckpt.store import Location, locate, mounts, prepare
 from flwr_ckpt.store.location import refuse_url
 
 
+@pytest.fixture(autouse=True)
+def on_a_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing be said of where these tests run: in a container, or with their temporary folder in memory."""
+    monkeypatch.setattr(mounts, "MOUNT_TABLE", tmp_path / "no-mount-table")
+
+
 def everything_below(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
