@@ -32,6 +32,7 @@ SERVER = ("flwr-simulation", "flwr-serverapp")
 SUPERLINK = ("flower-superlink",)
 POLL_SECONDS = 0.02
 CLOSE_SECONDS = 20.0
+STOP_SECONDS = 90.0  # Flower leaves a server that is stopped time to end by itself
 
 Value = bool | int | float | str
 
@@ -88,9 +89,17 @@ class Run:
 
     def __init__(self, lab: FlowerLab, superlink: str, client: subprocess.Popen[bytes], log_path: Path) -> None:
         self._lab = lab
-        self._superlink = superlink
+        self.superlink = superlink
         self._client = client
         self._log_path = log_path
+
+    @property
+    def run_id(self) -> str:
+        """The number that Flower has given the run."""
+        started = re.search(r"Successfully started run (\d+)", self.log())
+        if started is None:
+            raise LabError(f"The run did not start.\n{self.log()}")
+        return started[1]
 
     def log(self) -> str:
         """Return what the run has logged so far."""
@@ -106,10 +115,7 @@ class Run:
     def finish(self, timeout: float = 180.0) -> str:
         """Wait for the end of the run and return its log; anything but a completed run is an error."""
         self.exit_code(timeout)
-        started = re.search(r"Successfully started run (\d+)", self.log())
-        if started is None:
-            raise LabError(f"The run did not start.\n{self.log()}")
-        status = self._lab.status_of(started[1], self._superlink)
+        status = self._lab.status_of(self.run_id, self.superlink)
         if status != "finished:completed":
             raise LabError(f"The run ended as {status}.\n{self.log()}")
         return self.log()
@@ -200,6 +206,20 @@ class FlowerLab:
         psutil.wait_procs([victim], timeout=CLOSE_SECONDS)
         return victim
 
+    def terminate(self, *commands: str) -> psutil.Process:
+        """SIGTERM the one process that runs one of these commands, wait until it is gone, and return it."""
+        victim = self.find(*commands)
+        victim.terminate()
+        victim.wait(timeout=STOP_SECONDS)
+        return victim
+
+    def stop(self, run: Run) -> psutil.Process:
+        """Ask Flower to stop a run, wait until the process of its server is gone, and return it."""
+        victim = self.find(*SERVER)
+        self._ask("stop", run.run_id, run.superlink)
+        victim.wait(timeout=STOP_SECONDS)
+        return victim
+
     def find(self, *commands: str) -> psutil.Process:
         """Return the one process that runs one of these commands."""
         found = [process for process in self._processes() if _command(process) in commands]
@@ -209,16 +229,8 @@ class FlowerLab:
 
     def status_of(self, run_id: str, superlink: str) -> str:
         """Return what Flower says of a run: its exit code does not tell."""
-        listed = subprocess.run(
-            [self._commands / "flwr", "ls", superlink, "--run-id", run_id, "--format", "json"],
-            env=self._environment,
-            cwd=self.directory,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return str(json.loads(listed.stdout)["runs"][0]["status"])
+        listed = self._ask("ls", superlink, "--run-id", run_id, "--format", "json")
+        return str(json.loads(listed)["runs"][0]["status"])
 
     def close(self) -> None:
         """End every process of the lab, and remove what it has left."""
@@ -231,6 +243,13 @@ class FlowerLab:
                     process.kill()
             psutil.wait_procs(left, timeout=1)
         shutil.rmtree(self.directory)
+
+    def _ask(self, *arguments: str) -> str:
+        command = [self._commands / "flwr", *arguments]
+        asked = subprocess.run(
+            command, env=self._environment, cwd=self.directory, capture_output=True, text=True, timeout=120, check=True
+        )
+        return asked.stdout
 
     def _make_environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("FLWR_", "RAY_"))}

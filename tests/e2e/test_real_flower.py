@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flower_lab import SERVER, SUPERLINK, FlowerLab, Outcome, Run
+from flower_lab import SERVER, STOP_SECONDS, SUPERLINK, FlowerLab, Outcome, Run
 from flwr_ckpt import CheckpointStore
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -17,6 +19,8 @@ NUM_ROUNDS = 5
 KILLED_IN = 4
 # The round before the one that was killed may still have been on its way to the disk.
 FIRST_TO_TRAIN_AGAIN = KILLED_IN - 1
+STOPPED_ROUNDS = 8  # a server that is asked to stop finishes a round or two more
+STOPPED_IN = 3
 
 
 class App:
@@ -60,12 +64,17 @@ class App:
         return Outcome.of(self.store)
 
 
+def count(record_property: Any, tried: str) -> None:
+    record_property("counted", [tried, {"runs": 1, "lost": 0, "wrong": 0}])
+
+
 @pytest.fixture
 def lab() -> Iterator[FlowerLab]:
     with FlowerLab() as lab:
         yield lab
 
 
+@functools.cache
 def left_alone(folder: Path, *, num_clients: int, num_rounds: int = NUM_ROUNDS) -> Outcome:
     """Run an example in a lab of its own and kill nothing."""
     with FlowerLab() as lab:
@@ -128,17 +137,65 @@ def test_a_killed_deployment_ends_as_one_that_was_left_alone(lab: FlowerLab) -> 
     assert app.outcome() == alone
 
 
-@pytest.mark.slow
-def test_a_server_that_lost_its_superlink_is_fenced_by_the_next(lab: FlowerLab) -> None:
-    """Flower's simulation trains on as an orphan when its SuperLink dies: two servers then write one run."""
-    alone = left_alone(BREAST_CANCER, num_clients=2, num_rounds=8)
+WAYS_TO_STOP: dict[str, Callable[[FlowerLab, Run], object]] = {
+    "flwr-stop": lambda lab, run: lab.stop(run),
+    "SIGTERM": lambda lab, run: lab.terminate(*SERVER),
+}
 
-    app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=8)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deployed", [False, True], ids=["simulation", "deployment"])
+@pytest.mark.parametrize("way", WAYS_TO_STOP)
+def test_a_stopped_run_ends_as_one_that_was_left_alone(
+    way: str, deployed: bool, lab: FlowerLab, record_property: Any
+) -> None:
+    """In a deployment that is a SystemExit anywhere in the server; a simulation is gone in seconds."""
+    alone = left_alone(BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
+
+    app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
+    superlink = lab.deploy(app.num_clients) if deployed else "local"
+    run = app.start_until(STOPPED_IN, superlink)
+    WAYS_TO_STOP[way](lab, run)
+    run.abandon()
+    durable = [record.round for record in app.store.rounds()]
+    trained_again = app.finish(superlink)
+
+    assert not any(server_round < max(durable) for server_round in trained_again)
+    assert app.outcome() == alone
+    count(record_property, f"{way}, real Flower")
+
+
+@pytest.mark.slow
+def test_a_deployment_whose_superlink_is_stopped_goes_on_under_another(lab: FlowerLab, record_property: Any) -> None:
+    alone = left_alone(BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
+
+    app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
+    run = app.start_until(STOPPED_IN, lab.deploy(app.num_clients))
+    server = lab.find(*SERVER)
+    lab.terminate(*SUPERLINK)
+    server.wait(timeout=STOP_SECONDS)
+    run.abandon()
+    app.finish(lab.deploy(app.num_clients))
+
+    assert app.outcome() == alone
+    count(record_property, "SIGTERM of the SuperLink, real Flower")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end_superlink", [FlowerLab.kill, FlowerLab.terminate], ids=["SIGKILL", "SIGTERM"])
+def test_a_server_that_lost_its_superlink_is_fenced_by_the_next(
+    end_superlink: Callable[..., object], lab: FlowerLab, record_property: Any
+) -> None:
+    """Flower's simulation trains on as an orphan when its SuperLink dies: two servers then write one run."""
+    alone = left_alone(BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
+
+    app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
     run = app.start_until(3)
     orphan = lab.find(*SERVER)
     orphan.suspend()  # else it may come to the end before the next server has started
-    lab.kill(*SUPERLINK)
+    end_superlink(lab, *SUPERLINK)
     run.abandon()
+    durable = max(record.round for record in app.store.rounds())
 
     begun_before = len(app.progress.read())
     run = app.start()
@@ -148,4 +205,6 @@ def test_a_server_that_lost_its_superlink_is_fenced_by_the_next(lab: FlowerLab) 
     orphan.wait(timeout=60)
 
     assert {record.generation for record in app.store.rounds()} == {2}  # the newest three
+    assert min(app.progress.rounds(begun_before)) >= durable, "what was durable is not trained again by the newer"
     assert app.outcome() == alone
+    count(record_property, "orphan of a simulation, real Flower")
