@@ -216,7 +216,9 @@ class FlowerLab:
     def stop(self, run: Run) -> psutil.Process:
         """Ask Flower to stop a run, wait until the process of its server is gone, and return it."""
         victim = self.find(*SERVER)
+        victim.suspend()  # asking takes seconds, in which it might come to the end
         self._ask("stop", run.run_id, run.superlink)
+        victim.resume()
         victim.wait(timeout=STOP_SECONDS)
         return victim
 
@@ -247,8 +249,10 @@ class FlowerLab:
     def _ask(self, *arguments: str) -> str:
         command = [self._commands / "flwr", *arguments]
         asked = subprocess.run(
-            command, env=self._environment, cwd=self.directory, capture_output=True, text=True, timeout=120, check=True
+            command, env=self._environment, cwd=self.directory, capture_output=True, text=True, timeout=120
         )
+        if asked.returncode != 0:
+            raise LabError(f"flwr {' '.join(arguments)} failed.\n{asked.stdout}{asked.stderr}")
         return asked.stdout
 
     def _make_environment(self) -> dict[str, str]:
