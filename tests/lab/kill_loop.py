@@ -5,6 +5,7 @@ The loop keeps what it knows in its folder after every life, so that it can be s
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
@@ -71,6 +72,12 @@ def kill_loop(folder: str, kills: int, deaths: Sequence[str] = DEATHS) -> dict[s
     """Go on until so many kills have been done in this folder, of such kinds; give the counts."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another loop there is waited for: each knows only its own servers
+        return _kill_until(kills, place, deaths)
+
+
+def _kill_until(kills: int, place: Path, deaths: Sequence[str]) -> dict[str, Any]:
     state = place / "progress.json"
     progress = Progress(**json.loads(state.read_text())) if state.exists() else Progress()
     references: dict[str, Reference] = {}
