@@ -251,8 +251,8 @@ class RunWriter:
             self._link(commit)
         except BaseException as error:
             self._retention.failed(name, base, written)
-            if isinstance(error, FileNotFoundError):
-                look(self._files, self._fence)  # a folder that is gone is a newer server's doing, or an rm -rf
+            if isinstance(error, (FileNotFoundError, FileExistsError)):
+                look(self._files, self._fence)  # a folder that is gone, or a name that is taken, is another's doing
             raise
         self._assembler.settle(commit)
         self._durable(commit, written, draft.outcomes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +392,19 @@ def test_a_newer_server_at_any_moment_of_opening(tmp_path: Path) -> None:
             assert seen(run) == (2, "train", 2)
         at += 1
     assert at > 10
+
+
+def test_a_name_that_is_taken_is_another_servers_doing(run: Path) -> None:
+    """A run that was removed by hand and begun anew has the names that its orphan is about to give."""
+    old = opened(run)
+    old.commit(initial())
+    shutil.rmtree(run)
+    new = opened(run)
+    new.commit(initial())
+    new.commit(train(1))
+    with pytest.raises(FencedError, match="fence of this server is gone"):
+        old.commit(train(1))
+    assert seen(run) == (1, "train", 1)
 
 
 def test_a_place_where_no_fence_can_be_made_says_so(run: Path) -> None:
