@@ -170,23 +170,15 @@ class RunWriter:
         OSError, CheckpointError, ValueError, TypeError
             If the commit failed.
         """
-        if self._fenced is not None:
-            raise self._fenced
-        full = self._carried.under(draft)
-        if draft.round == self._failed_round:
-            self._carried = _held(full)
-            return None
+        # Nothing comes before the `try`: whatever goes wrong, a MemoryError anywhere, the draft is carried.
         try:
-            commit = self._write(full)
-        except BaseException as error:
-            self._failed_round = draft.round
-            self._carried = _held(full)
-            if isinstance(error, FencedError):
-                self._fenced = error
+            return self._commit(draft)
+        except FencedError as error:
+            self._fenced = error
             raise
-        self._carried = _Carried()
-        self._failed_round = None
-        return commit
+        except BaseException:
+            self._failed_round, self._carried = draft.round, _held(self._carried.under(draft))
+            raise
 
     def retain(self) -> None:
         """Delete what retention says. Only after an own durable commit; beside `commit`, in any thread."""
@@ -234,6 +226,17 @@ class RunWriter:
         return commit
 
     # --- one commit ----------------------------------------------------------------------------------------------
+
+    def _commit(self, draft: Draft) -> Commit | None:
+        if self._fenced is not None:
+            raise self._fenced
+        full = self._carried.under(draft)
+        if draft.round == self._failed_round:
+            self._carried = _held(full)
+            return None
+        commit = self._write(full)
+        self._failed_round, self._carried = None, _Carried()
+        return commit
 
     def _write(self, draft: Draft) -> Commit:
         written: list[str] = []

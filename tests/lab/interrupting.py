@@ -65,18 +65,26 @@ class Interruption:
     def _trace(self, frame: FrameType, event: str, argument: object) -> Any:
         if not frame.f_code.co_filename.endswith(self._files) or threading.current_thread().name != self._thread:
             return None
-        if event == "line" and not self._leaves_with(frame):
+        if event == "line" and not self._leaves_with(frame) and not self._begins_try(frame):
             self.lines += 1
             if self.lines - 1 == self._at:
                 raise self._error
         return self._trace
+
+    def _begins_try(self, frame: FrameType) -> bool:
+        """Python gives a signal to the server's thread alone; in the writer's, a line that does nothing cannot fail."""
+        return self._thread != "MainThread" and _line(frame) == "try:"
 
     def _leaves_with(self, frame: FrameType) -> bool:
         """A ``with`` is traced again on its way out, before the lock is given back: there no signal can strike."""
         here = (frame, frame.f_lineno)
         before = here in self._entered
         self._entered.add(here)
-        return before and linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip().startswith("with ")
+        return before and _line(frame).startswith("with ")
+
+
+def _line(frame: FrameType) -> str:
+    return linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
 
 
 def interrupted(folder: str, kind_name: str, error: str, thread: str, tries: int) -> dict[str, Any]:

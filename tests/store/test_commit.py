@@ -329,6 +329,24 @@ def test_what_failed_is_held_beyond_the_life_of_its_buffers(run: Path) -> None:
     assert loaded.state == {"m": b"12345678"}
 
 
+def test_what_fails_before_anything_is_written_is_carried_too(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = opened(run)
+    writer.commit(initial())
+
+    def no_memory(*arguments: object, **given: object) -> None:
+        monkeypatch.undo()
+        raise MemoryError
+
+    monkeypatch.setattr("flwr_ckpt.store.commit.replace", no_memory)  # what a draft is put together with
+    with pytest.raises(MemoryError):
+        writer.commit(train(1))
+    writer.commit(later(2))
+    loaded = reader(run).resume()
+    assert loaded is not None
+    assert loaded.arrays == {one.name: one.data for one in model(1)}
+    assert [(outcome.round, outcome.phase) for outcome in loaded.outcomes] == [(1, "train"), (2, "evaluate")]
+
+
 def test_a_data_file_that_failed_leaves_its_room_to_others(run: Path) -> None:
     writer = opened(run)
     writer.commit(initial())
