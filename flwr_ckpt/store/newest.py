@@ -37,9 +37,8 @@ def read_commit(files: Files, name: CommitName) -> Commit:
     path = files.describe(name.key)
     try:
         size = files.size(name.key)
-        if size is None:
-            raise VanishedError(name.key)
-        data = files.read(name.key, 0, size) if size <= LARGEST else None
+        # Of what is no file there is no size: reading it tells whether it is gone, or another thing in its place.
+        data = files.read(name.key, 0, size) if size is None or size <= LARGEST else None
     except FileNotFoundError:
         raise VanishedError(name.key) from None
     except OSError as error:
