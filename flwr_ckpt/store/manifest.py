@@ -270,7 +270,7 @@ def _entry(record: Mapping[str, Json], tables: _Tables) -> Entry:
         name=_typed(record["name"], str),
         kind=kind,
         dtype=_typed(record["dtype"], str),
-        shape=tuple(_counts(record["shape"], None)),
+        shape=tuple(_typed(item, int) for item in _typed(record["shape"], list)),  # as stated, by a client perhaps
         stype=_typed(record["stype"], str),
         header=tables.headers[_count(record["header"])] if "header" in record else b"",
         size=size,
@@ -317,9 +317,9 @@ def _count(value: Json) -> int:
     return value
 
 
-def _counts(value: Json, length: int | None) -> list[int]:
+def _counts(value: Json, length: int) -> list[int]:
     items = _typed(value, list)
-    if length is not None and len(items) != length:
+    if len(items) != length:
         raise ValueError(f"it states {len(items)} numbers instead of {length}")
     return [_count(item) for item in items]
 

@@ -51,8 +51,15 @@ def test_any_bytes_are_split_into_themselves(data: bytes) -> None:
 
 
 blobs = st.one_of(
-    st.builds(Blob, st.text(max_size=4), arrays.map(npy)),
-    st.builds(Blob, st.text(max_size=4), st.binary(max_size=40)),
+    st.builds(
+        Blob,
+        st.text(max_size=4),
+        st.one_of(arrays.map(npy), st.binary(max_size=40)),
+        st.just("npy"),
+        st.text(max_size=3),
+        st.lists(st.integers(-(1 << 70), 1 << 70), max_size=3).map(tuple),  # whatever a client states
+        st.text(max_size=3),
+    ),
     st.builds(
         Blob,
         st.text(max_size=4),

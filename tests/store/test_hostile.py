@@ -241,10 +241,10 @@ def test_what_a_manifest_states_takes_no_more_than_it_is_worth(tmp_path: Path, r
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("document", ["[]", "{}", "[[[[]]]]", '{"":0}', "999", '"\u00ff0"'])
-def test_the_largest_manifest_there_may_be(document: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("document", [b"[]", b"{}", b"[[[[]]]]", b'{"":0}', b"999", '"\u00ff0"'.encode()])
+def test_the_largest_manifest_there_may_be(document: bytes, tmp_path: Path) -> None:
     run = _small_run(tmp_path / "run")
-    items = [document.encode()] * (LARGEST // (len(document) + 1) - 99)
+    items = [document] * (LARGEST // (len(document) + 1) - 99)
     _newest(run).write_bytes(SmallRun.frame(b'{"format":1,"x":[' + b",".join(items) + b"]}"))
     assert _newest(run).stat().st_size <= LARGEST
     [(refused, mebibytes)] = _looked_at(run, seconds=120)
