@@ -246,7 +246,7 @@ def small_store() -> Iterator[None]:
         patch("secrets.token_hex", lambda size: f"{next(_tokens.left):0{2 * size}x}"),
         patch("flwr_ckpt.store.commit.time", clock),
         patch("flwr_ckpt.store.generations.time", clock),
-        patch("flwr_ckpt.store.local_files._done_beside", _at_once),
+        patch("flwr_ckpt.store.local_files.done_beside", _at_once),
     ):
         yield
 

@@ -15,11 +15,10 @@ Counted = Callable[[str, Found], None]
 
 
 @pytest.fixture(autouse=True)
-def _a_small_store() -> Iterator[None]:
-    logging.getLogger("flwr").disabled = True  # a search opens thousands of runs, and each says so
+def _a_small_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(logging.getLogger("flwr"), "disabled", True)  # a search opens thousands of runs: each says so
     with small_store():
         yield
-    logging.getLogger("flwr").disabled = False
 
 
 @pytest.fixture
