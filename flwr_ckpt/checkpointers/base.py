@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from flwr.common import Scalar
 
-from ..store.location import refuse_url
+from ..store.places.location import refuse_url
 from .model_file import Score, class_name, link_model, load_into, read_model, tensors_of, write_model
 
 logger = logging.getLogger("flwr")

@@ -19,8 +19,8 @@ from ..store import (
     RunWriter,
     locate,
 )
-from ..store.location import refuse_url
 from ..store.names import STATES, parse_manifest
+from ..store.places.location import refuse_url
 from .named_state import NamedState
 
 logger = logging.getLogger("flwr")

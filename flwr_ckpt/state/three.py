@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from flwr_ckpt.store.confidential import is_confidential
+from flwr_ckpt.store.places.confidential import is_confidential
 
 from .compare import alike
 from .leaves import Node

@@ -5,12 +5,8 @@ This room knows neither Flower nor torch; what it is handed are names, buffers a
 
 from __future__ import annotations
 
-from .array_types import array_type
-from .background import BackgroundWriter
-from .checkpoint import Checkpoint
 from .checkpoint_store import CheckpointStore, RoundRecord
-from .commit import RunWriter
-from .confidential import without_secrets
+from .commands.prunable import Prunable
 from .draft import Blob, Buffer, Draft, LateBlobs, Outcome, Phase, settled
 from .errors import (
     CheckpointCorruptError,
@@ -20,17 +16,21 @@ from .errors import (
     FencedError,
     FormatVersionError,
 )
+from .format.array_types import array_type
+from .format.readable import readable_age, readable_size
+from .format.records import Commit, Entry
+from .format.servers import Server
 from .keep import Keep, KeepAll, KeepBest, KeepEither, KeepEvery, KeepLatest, Mode, parse_keep
-from .location import Location, checkpoint_home, locate, prepare, runs_under
-from .prunable import Prunable
-from .readable import readable_age, readable_size
-from .records import Commit, Entry
-from .run import Loaded, RunReader
-from .servers import Server
-from .status import RunStatus
+from .places.confidential import without_secrets
+from .places.location import Location, checkpoint_home, locate, prepare, runs_under
+from .reading.checkpoint import Checkpoint
+from .reading.run import Loaded, RunReader
+from .reading.status import RunStatus
+from .reading.verify import Verified
+from .reading.whole import safetensors_of
 from .values import Json, dumps, from_json, to_json
-from .verify import Verified
-from .whole import safetensors_of
+from .writing.background import BackgroundWriter
+from .writing.commit import RunWriter
 
 __all__ = [
     "BackgroundWriter",

@@ -10,23 +10,23 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import Checkpoint, metrics_of
+from .commands.fork import fork
+from .commands.prunable import Prunable, prunable
+from .commands.removal import remove
+from .commands.rewind import prune, rewind
 from .draft import Outcome, Phase
 from .errors import CheckpointCorruptError, CheckpointNotFoundError
-from .fork import fork
-from .history import flat_metrics, read_outcomes
+from .format.history import flat_metrics, read_outcomes
+from .format.payloads import unsound_by_size
+from .format.records import Commit
 from .keep import Keep, Mode, ranked, require_mode
-from .local_files import LocalFiles
-from .location import Location, locate, prepare
 from .names import CommitName
-from .payloads import unsound_by_size
-from .prunable import Prunable, prunable
-from .records import Commit
-from .removal import remove
-from .rewind import prune, rewind
-from .run import RunReader
-from .status import RunStatus, size_of, status_of
-from .verify import Verified, verify
+from .places.local_files import LocalFiles
+from .places.location import Location, locate, prepare
+from .reading.checkpoint import Checkpoint, metrics_of
+from .reading.run import RunReader
+from .reading.status import RunStatus, size_of, status_of
+from .reading.verify import Verified, verify
 
 logger = logging.getLogger("flwr")
 

@@ -1,7 +1,7 @@
 """What one commit is to hold, as the caller hands it over: references, not copies.
 
 Nothing here touches a disk. A `Draft` is made by ``strategies/`` (from what ``state/`` captured), queued by
-`flwr_ckpt.store.background` and written by `flwr_ckpt.store.commit`.
+`flwr_ckpt.store.writing.background` and written by `flwr_ckpt.store.writing.commit`.
 """
 
 from __future__ import annotations

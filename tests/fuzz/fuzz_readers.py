@@ -19,12 +19,12 @@ import atheris
 with atheris.instrument_imports(include=["flwr_ckpt"]):
     from flwr_ckpt.state import StateRecorder, StoredState
     from flwr_ckpt.store import CheckpointError, RunReader, locate
-    from flwr_ckpt.store.array_types import array_type, is_shape, npy_type, plain_dtype
-    from flwr_ckpt.store.manifest import decode, outcome_from_json, seal
+    from flwr_ckpt.store.format.array_types import array_type, is_shape, npy_type, plain_dtype
+    from flwr_ckpt.store.format.manifest import decode, outcome_from_json, seal
+    from flwr_ckpt.store.format.npy import parse_header, split_npy
     from flwr_ckpt.store.names import generation_of, parse_data, parse_manifest, parse_segment
-    from flwr_ckpt.store.npy import parse_header, split_npy
+    from flwr_ckpt.store.reading.view import view_state
     from flwr_ckpt.store.values import from_json
-    from flwr_ckpt.store.view import view_state
 
 from tests.lab.hostile import VALUES, look_everywhere, places_in, replaced
 from tests.lab.small_run import SmallRun, strategy

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from flwr_ckpt.store import CheckpointError, CheckpointStore
-from flwr_ckpt.store.manifest import seal, unseal
+from flwr_ckpt.store.format.manifest import seal, unseal
 
 Step = tuple[Any, ...]  # the keys and indices that lead to a place in a document
 

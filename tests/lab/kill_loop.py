@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr_ckpt import CheckpointStore
-from flwr_ckpt.store.retention import RoundRecord
+from flwr_ckpt.store.writing.retention import RoundRecord
 
 from . import dying
 from .alone import Child, Report, fork
@@ -190,7 +190,7 @@ def _check(kind: Kind, run: Path, expected: Reference, progress: Progress) -> No
     newest = max(there, default=-1)
     if newest < progress.reported:
         progress.lost.append(f"{where}round {progress.reported} was durable, the newest is {newest}")
-    missing = _to_be_kept(kind, store, newest) - set(there)
+    missing = _to_be_kept(kind, store, there) - set(there)
     if missing:
         progress.lost.append(f"{where}{missing} should have been kept by {kind.keep}")
     for server_round in there:
@@ -203,17 +203,19 @@ def _check(kind: Kind, run: Path, expected: Reference, progress: Progress) -> No
     progress.wrong.extend(f"{where}{problem}" for result in store.verify() for problem in result.problems)
 
 
-def _to_be_kept(kind: Kind, store: CheckpointStore, newest: int) -> set[int]:
+def _to_be_kept(kind: Kind, store: CheckpointStore, there: Sequence[int]) -> set[int]:
     metrics = store.history()
     rounds = [
         RoundRecord(number, {key: of[number] for key, of in metrics.items() if number in of})
-        for number in _saved(kind, newest)
+        for number in _saved(kind, there)
     ]
     return kind.keep.select(rounds)
 
 
-def _saved(kind: Kind, newest: int) -> Iterable[int]:
-    return (number for number in range(newest + 1) if number in (kind.saved(number), NUM_ROUNDS))
+def _saved(kind: Kind, there: Sequence[int]) -> Iterable[int]:
+    """Those that were due, and those that a server wrote as it was closed."""
+    due = {number for number in range(max(there, default=-1) + 1) if number in (kind.saved(number), NUM_ROUNDS)}
+    return sorted(due.union(there))
 
 
 def _check_end(kind: Kind, told: Any, expected: Reference, progress: Progress) -> None:

@@ -21,8 +21,8 @@ from typing import Any
 
 from flwr_ckpt import CheckpointStore, FencedError, KeepAll, KeepLatest
 from flwr_ckpt.store import Draft, RunWriter
-from flwr_ckpt.store.removal import remove
-from flwr_ckpt.store.rewind import rewind
+from flwr_ckpt.store.commands.removal import remove
+from flwr_ckpt.store.commands.rewind import rewind
 from tests.store.run_rig import Place, initial, later, model, opened, reader, train
 
 from . import dying

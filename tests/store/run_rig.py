@@ -13,9 +13,9 @@ import numpy as np
 
 from flwr_ckpt.store import Blob, Draft, Json, KeepAll, Outcome, Phase, RunReader, RunWriter, locate
 from flwr_ckpt.store.draft import Buffer
-from flwr_ckpt.store.files import Files
-from flwr_ckpt.store.local_files import LocalFiles
-from flwr_ckpt.store.run import Located
+from flwr_ckpt.store.places.files import Files
+from flwr_ckpt.store.places.local_files import LocalFiles
+from flwr_ckpt.store.reading.run import Located
 
 LARGE = 150_000  # float64s: more than the 1 MiB from which arrays are shared over rounds
 

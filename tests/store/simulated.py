@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flwr_ckpt.store.draft import Buffer
-from flwr_ckpt.store.local_files import LocalFiles
+from flwr_ckpt.store.places.local_files import LocalFiles
 
 _T = TypeVar("_T")
 

@@ -17,11 +17,11 @@ from run_rig import npy
 from simulated import Disk, Process, SimulatedFiles, after_power_loss
 
 from flwr_ckpt.store import Blob, Commit, Draft, FencedError, KeepLatest, Loaded, Outcome, RunReader, RunWriter
-from flwr_ckpt.store.files import Files
-from flwr_ckpt.store.generations import read_fence
+from flwr_ckpt.store.commands.removal import remove
+from flwr_ckpt.store.commands.rewind import prune, rewind
+from flwr_ckpt.store.format.generations import read_fence
 from flwr_ckpt.store.names import FENCES, HISTORY, CommitName, generation_of, parse_fence
-from flwr_ckpt.store.removal import remove
-from flwr_ckpt.store.rewind import prune, rewind
+from flwr_ckpt.store.places.files import Files
 
 _tokens = threading.local()  # what is random is the same in every run, so that states are seen to be the same
 
@@ -240,13 +240,13 @@ def small_store() -> Iterator[None]:
     """Share arrays from few bytes on and archive the history of few rounds; and let every run be the same."""
     clock = SimpleNamespace(time=lambda: 0.0)
     with (
-        patch("flwr_ckpt.store.contents.SHARED_FROM", 64),
-        patch("flwr_ckpt.store.retention.SHARED_FROM", 64),
-        patch("flwr_ckpt.store.history.MOST_ROUNDS", 1),
+        patch("flwr_ckpt.store.writing.contents.SHARED_FROM", 64),
+        patch("flwr_ckpt.store.writing.retention.SHARED_FROM", 64),
+        patch("flwr_ckpt.store.format.history.MOST_ROUNDS", 1),
         patch("secrets.token_hex", lambda size: f"{next(_tokens.left):0{2 * size}x}"),
-        patch("flwr_ckpt.store.commit.time", clock),
-        patch("flwr_ckpt.store.generations.time", clock),
-        patch("flwr_ckpt.store.local_files.done_beside", _at_once),
+        patch("flwr_ckpt.store.writing.commit.time", clock),
+        patch("flwr_ckpt.store.format.generations.time", clock),
+        patch("flwr_ckpt.store.places.local_files.done_beside", _at_once),
     ):
         yield
 

@@ -267,7 +267,7 @@ def test_what_is_taken_over_is_made_durable_before_anything_is_built_on_it(
 ) -> None:
     writer = opened(run)
     writer.commit(initial())
-    monkeypatch.setattr("flwr_ckpt.store.history.MOST_ROUNDS", 1)
+    monkeypatch.setattr("flwr_ckpt.store.format.history.MOST_ROUNDS", 1)
     writer.commit(train(1))
     writer.commit(train(2))
     synced = set()
@@ -337,7 +337,7 @@ def test_what_fails_before_anything_is_written_is_carried_too(run: Path, monkeyp
         monkeypatch.undo()
         raise MemoryError
 
-    monkeypatch.setattr("flwr_ckpt.store.commit.replace", no_memory)  # what a draft is put together with
+    monkeypatch.setattr("flwr_ckpt.store.writing.commit.replace", no_memory)  # what a draft is put together with
     with pytest.raises(MemoryError):
         writer.commit(train(1))
     writer.commit(later(2))

@@ -29,7 +29,7 @@ from flwr_ckpt.store import (
     contents,
     history,
 )
-from flwr_ckpt.store.records import Commit, Place
+from flwr_ckpt.store.format.records import Commit, Place
 
 Record = Callable[[str, object], None]
 _FLIPS = [1 << bit for bit in range(8)]

@@ -35,8 +35,8 @@ from flwr_ckpt.store import (
     FencedError,
     KeepLatest,
 )
-from flwr_ckpt.store.fork import fork
-from flwr_ckpt.store.local_files import LocalFiles
+from flwr_ckpt.store.commands.fork import fork
+from flwr_ckpt.store.places.local_files import LocalFiles
 
 
 @pytest.fixture

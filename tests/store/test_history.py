@@ -9,8 +9,8 @@ import pytest
 from run_rig import FullDisk, Place, WatchedFiles, files_in, flip, initial, opened, reader
 
 from flwr_ckpt.store import CheckpointCorruptError, Draft, KeepLatest, Outcome, RunWriter
-from flwr_ckpt.store.history import MOST_ROUNDS, flat_metrics
-from flwr_ckpt.store.rewind import rewind
+from flwr_ckpt.store.commands.rewind import rewind
+from flwr_ckpt.store.format.history import MOST_ROUNDS, flat_metrics
 
 pytestmark = pytest.mark.usefixtures("patient_disk")
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from run_rig import blob, opened, reader, train
 
 from flwr_ckpt.store import CheckpointCorruptError, CheckpointError, CheckpointStore
-from flwr_ckpt.store.generations import highest_generation
-from flwr_ckpt.store.manifest import LARGEST
+from flwr_ckpt.store.format.generations import highest_generation
+from flwr_ckpt.store.format.manifest import LARGEST
 from flwr_ckpt.store.names import CommitName
 from tests.lab.hostile import HUGE, VALUES, body_of, look_everywhere, places_in, removed, replaced, write_sealed
 from tests.lab.small_run import SmallRun
@@ -255,7 +255,7 @@ def test_the_largest_manifest_there_may_be(document: bytes, tmp_path: Path) -> N
 def test_a_commit_that_nobody_could_read_is_not_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writer = opened(tmp_path / "run")
     writer.commit(train(1))
-    monkeypatch.setattr("flwr_ckpt.store.manifest.LARGEST", 2000)
+    monkeypatch.setattr("flwr_ckpt.store.format.manifest.LARGEST", 2000)
     with pytest.raises(CheckpointError, match="more than a manifest may have"):
         writer.commit(train(2, arrays=tuple(blob(str(index), np.zeros(1)) for index in range(20))))
     loaded = reader(tmp_path / "run").resume()

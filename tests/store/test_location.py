@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from flwr_ckpt.store import Location, locate, mounts, prepare
-from flwr_ckpt.store.location import refuse_url
+from flwr_ckpt.store.places.location import refuse_url
 
 
 @pytest.fixture(autouse=True)

@@ -24,8 +24,8 @@ from run_rig import (
 )
 
 from flwr_ckpt.store import CheckpointError, CheckpointNotFoundError, Draft, FencedError, KeepAll, KeepLatest, RunReader
-from flwr_ckpt.store.manifest import seal, unseal
-from flwr_ckpt.store.rewind import rewind
+from flwr_ckpt.store.commands.rewind import rewind
+from flwr_ckpt.store.format.manifest import seal, unseal
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from flwr_ckpt.store import CheckpointError, CheckpointStore, locate, object_files, prepare, runs_under
-from flwr_ckpt.store.cloud import open_url
-from flwr_ckpt.store.files import Files, is_damage
-from flwr_ckpt.store.local_files import LocalFiles
-from flwr_ckpt.store.object_files import ObjectFiles
+from flwr_ckpt.store.places.cloud import open_url
+from flwr_ckpt.store.places.files import Files, is_damage
+from flwr_ckpt.store.places.local_files import LocalFiles
+from flwr_ckpt.store.places.object_files import ObjectFiles
 from tests.lab.bucket import SECRET, Answer, Fault, Faults, Forward, Request, S3Server, broken, lost, refused
 from tests.lab.process import in_a_process
 
@@ -429,7 +429,7 @@ def test_an_endpoint_is_shown_without_its_password(monkeypatch: pytest.MonkeyPat
 
 
 def test_without_obstore_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "flwr_ckpt.store.object_files")
+    monkeypatch.delitem(sys.modules, "flwr_ckpt.store.places.object_files")
     monkeypatch.setitem(sys.modules, "obstore", None)
     with pytest.raises(ImportError, match=r"s3://bucket/run.*pip install \"flwr-ckpt\[cloud\]\""):
         CheckpointStore("s3://bucket/run")

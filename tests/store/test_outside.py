@@ -10,8 +10,8 @@ import pytest
 from run_rig import Place, initial, model, opened, reader, run_to, train
 
 from flwr_ckpt.store import CheckpointError, CheckpointStore, KeepLatest
-from flwr_ckpt.store.local_files import LocalFiles
-from flwr_ckpt.store.rewind import rewind
+from flwr_ckpt.store.commands.rewind import rewind
+from flwr_ckpt.store.places.local_files import LocalFiles
 
 pytestmark = pytest.mark.usefixtures("patient_disk")
 
@@ -72,7 +72,7 @@ def test_data_behind_a_link_is_damaged(run: Path, caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize("name", ["generations", "history"])
 def test_the_folders_of_fences_and_history_are_no_links(name: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flwr_ckpt.store.history.MOST_ROUNDS", 1)
+    monkeypatch.setattr("flwr_ckpt.store.format.history.MOST_ROUNDS", 1)
     run_to(opened(run), 5, first=4)
     outside = moved_out(run, name)
     before = state_of(outside)

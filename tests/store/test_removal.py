@@ -9,7 +9,7 @@ from run_rig import Kill, KilledError, Place, WatchedFiles, flip, initial, opene
 
 from flwr_ckpt.store import CheckpointNotFoundError, CheckpointStore, FencedError, FormatVersionError
 from flwr_ckpt.store import manifest as manifests
-from flwr_ckpt.store.removal import remove
+from flwr_ckpt.store.commands.removal import remove
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ from flwr_ckpt.store import (
     KeepLatest,
     RunWriter,
 )
-from flwr_ckpt.store.rewind import prune, rewind
+from flwr_ckpt.store.commands.rewind import prune, rewind
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ckpt.store.view import view_state
+from flwr_ckpt.store.reading.view import view_state
 
 
 def text(data: bytes) -> str:

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from flwr_ckpt import CheckpointingStrategy, CheckpointStore, FencedError, KeepAll, KeepLatest
 from flwr_ckpt.cli.app import app
 from flwr_ckpt.store import Location, RunWriter, locate, object_files
-from flwr_ckpt.store.cloud import open_url
+from flwr_ckpt.store.places.cloud import open_url
 from tests.lab import legacy, probe
 from tests.lab.bucket import SECRET, Faults, S3Server, none, refused
 from tests.lab.message import FakeGrid, average_client, initial_arrays, start, told

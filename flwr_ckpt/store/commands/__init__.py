@@ -1,0 +1,1 @@
+"""What is done to a run from outside: going back, forking, pruning, removing."""

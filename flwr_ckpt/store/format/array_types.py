@@ -1,0 +1,60 @@
+"""What the elements of a stored array are, as NumPy says it."""
+
+from __future__ import annotations
+
+import ast
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from ..draft import Buffer
+from .npy import LONGEST_HEADER, split_npy
+
+_MOST_DIMENSIONS = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+_MOST_BYTES = (1 << 63) - 1
+
+NumpyType = tuple["np.dtype[Any]", tuple[int, ...], Literal["C", "F"]]  # elements, shape, memory order
+
+
+def array_type(data: Buffer) -> tuple[str, tuple[int, ...]] | None:
+    """Read dtype and shape from a ``.npy`` file in memory; ``None`` for what is none."""
+    header, _ = split_npy(data)
+    found = npy_type(header) if header else None
+    return None if found is None else (str(found[0]), found[1])
+
+
+def npy_type(header: bytes) -> NumpyType | None:
+    """Read a ``.npy`` header; ``None`` for what cannot be read, or speaks of Python objects."""
+    if not 12 < len(header) <= LONGEST_HEADER:  # Python's parser takes any text, and its time grows with it
+        return None
+    start = 10 if header[6] == 1 else 12
+    try:
+        fields = ast.literal_eval(header[start:].decode("utf-8" if header[6] >= 3 else "latin-1").strip())
+        dtype = np.lib.format.descr_to_dtype(fields["descr"])
+        shape = tuple(map(int, fields["shape"]))
+    except (ValueError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError, MemoryError):
+        return None
+    if dtype.hasobject or not is_shape(shape, dtype.itemsize):
+        return None
+    return dtype, shape, "F" if fields.get("fortran_order") is True else "C"
+
+
+def is_shape(shape: Sequence[int], item_size: int) -> bool:
+    """Whether an array may have that shape: NumPy multiplies even beside a zero."""
+    return (
+        len(shape) <= _MOST_DIMENSIONS
+        and min(shape, default=0) >= 0
+        and math.prod(max(length, 1) for length in shape) * max(item_size, 1) <= _MOST_BYTES
+    )
+
+
+def plain_dtype(name: str) -> np.dtype[Any] | None:
+    """Find the type of raw elements by name; ``None`` for one that NumPy itself does not have."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(name)
+    except (TypeError, ValueError, SyntaxError):
+        return None
+    # What another package has registered with NumPy would come out otherwise wherever that package is missing.
+    return dtype.newbyteorder("<") if dtype.kind in "biufc" else None

@@ -1,0 +1,191 @@
+"""The bytes of stored arrays, verified, from whichever place is sound."""
+
+from __future__ import annotations
+
+import io
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from ..errors import CheckpointCorruptError
+from ..places.files import Files, is_damage
+from .readable import readable_size
+from .records import Chunk, Commit, DataFile, Entry, Place
+
+logger = logging.getLogger("flwr")
+
+_THREADS = 2  # one reads while the other computes checksums
+_THREADS_FROM = 1 << 23  # bytes
+_SAID_EVERY = 5.0  # seconds
+_T = TypeVar("_T")
+
+
+def read_blob(files: Files, entry: Entry) -> bytes:
+    """Read exactly the ``Blob.data`` that was handed over.
+
+    Raises
+    ------
+    CheckpointCorruptError
+        If it is sound nowhere.
+    """
+    problems: list[str] = []
+    for place in entry.places:
+        data, problem = _read_place(files, entry, place)
+        if data is not None:
+            if problems:
+                logger.warning("%s. Its second copy is sound and was taken.", problems[0])
+            return data
+        problems.append(problem)
+    if problems:
+        raise CheckpointCorruptError(
+            f"{'; '.join(problems)}. An older round may be sound: `flwr-ckpt verify` tells which"
+        )
+    return entry.header
+
+
+def read_blobs(files: Files, entries: Sequence[Entry]) -> list[bytes]:
+    """Read many blobs, in two threads where that pays."""
+    return _for_each(entries, lambda entry: read_blob(files, entry))
+
+
+def view_payloads(files: Files, entries: Sequence[Entry]) -> list[memoryview]:
+    """Map the stored bytes of many entries, as `view_payload` does, in two threads where that pays."""
+    return _for_each(entries, lambda entry: view_payload(files, entry))
+
+
+def view_payload(files: Files, entry: Entry) -> memoryview:
+    """Map an entry's stored bytes, verified, without reading them into memory of our own.
+
+    Raises
+    ------
+    CheckpointCorruptError
+        If they are sound nowhere.
+    """
+    for place in entry.places:
+        try:
+            view = files.view(place.file, place.offset, entry.size)
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            continue
+        if view.nbytes == entry.size and zlib.crc32(view) == entry.crc:
+            return view
+    return memoryview(read_blob(files, entry))[len(entry.header) :]
+
+
+def unsound_by_size(files: Files, commit: Commit) -> str | None:
+    """Say which file's size makes a commit unsound, or ``None``: another place may hold what the file held."""
+    bad = {}
+    for file in commit.files:
+        size = files.size(file.key)
+        if size != file.size:
+            found = "is missing" if size is None else f"has {size} bytes"
+            bad[file.key] = f"{files.describe(file.key)} {found}; {file.size} bytes were written"
+    for entry in commit.entries() if bad else ():
+        if entry.places and all(place.file in bad for place in entry.places):
+            return bad[entry.places[0].file]
+    return None
+
+
+def problems_of(files: Files, commit: Commit) -> Iterator[str]:
+    """Verify every byte of every file that a commit refers to."""
+    live: dict[str, dict[int, Chunk]] = {file.key: {} for file in commit.files}
+    for entry in commit.entries():
+        for place in entry.places:
+            live[place.file][place.offset] = Chunk(place.offset, entry.size, entry.crc)
+    for file in commit.files:
+        yield from _problems_of_file(files, file, [file.head, *live[file.key].values(), *file.dead])
+
+
+def _problems_of_file(files: Files, file: DataFile, chunks: list[Chunk]) -> Iterator[str]:
+    path = files.describe(file.key)
+    size = files.size(file.key)
+    if size != file.size:
+        yield f"{path}: {'is missing' if size is None else f'has {size} bytes'}; {file.size} bytes were written"
+        return
+    end = 0
+    for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
+        data = files.read(file.key, chunk.offset, chunk.size)
+        if zlib.crc32(data) != chunk.crc:
+            yield f"{path}: bytes {chunk.offset} to {chunk.offset + chunk.size} are not those that were written"
+        if chunk.offset != end:
+            yield f"{path}: no checksum covers the bytes from {end} to {chunk.offset}"
+        end = chunk.offset + chunk.size
+    if end != size:
+        yield f"{path}: no checksum covers the bytes from {end} to {size}"
+
+
+def _read_place(files: Files, entry: Entry, place: Place) -> tuple[bytes | None, str]:
+    try:
+        data, size, crc = _read_whole(files, entry, place)
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        return None, f"{files.describe(place.file)}: cannot be read ({error.strerror})"
+    if (size, crc) == (entry.size, entry.crc):
+        return data, ""
+    return None, (
+        f"{files.describe(place.file)}: the array {entry.name!r:.80} does not have the checksum that was written "
+        f"({size} of {entry.size} bytes from byte {place.offset})"
+    )
+
+
+def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, int]:
+    """Read an entry with its header in front of it; also give how many bytes there were, and their checksum.
+
+    Each byte goes from the page cache through the processor's into memory that becomes the result: `BytesIO` hands out
+    what it was filled with, and does not copy it again.
+    """
+    memory = io.BytesIO(bytes(entry.nbytes))
+    target = np.frombuffer(memory.getbuffer(), np.uint8)
+    start = end = len(entry.header)
+    target[:start] = np.frombuffer(entry.header, np.uint8)
+    crc = 0
+    for piece in files.pieces(place.file, place.offset, entry.size):
+        crc = zlib.crc32(piece, crc)
+        target[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
+        end += len(piece)
+    del target  # nobody may hold on to it: else there would be a copy after all
+    return memory.getvalue(), end - start, crc
+
+
+def _for_each(entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]:
+    if sum(entry.size for entry in entries) < _THREADS_FROM:
+        return [work(entry) for entry in entries]
+    done: dict[int, _T] = {}
+    waiting = iter(range(len(entries)))  # shared, so that no thread is idle while the other has many left
+    progress = _Progress(sum(entry.size for entry in entries))
+
+    def run(_: int) -> None:
+        for index in waiting:
+            done[index] = work(entries[index])
+            progress.done(entries[index].size)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(run, range(_THREADS)))
+    return [done[index] for index in range(len(entries))]
+
+
+class _Progress:
+    """Says now and then how far a long read has come: a server that restores is not one that hangs."""
+
+    def __init__(self, of: int) -> None:
+        self._of = of
+        self._done = 0
+        self._said = time.monotonic()
+        self._lock = threading.Lock()
+
+    def done(self, size: int) -> None:
+        """Count bytes that have been read and verified."""
+        with self._lock:
+            self._done += size
+            if time.monotonic() - self._said < _SAID_EVERY:
+                return
+            self._said = time.monotonic()
+            logger.info("Read %s of %s of a checkpoint", readable_size(self._done), readable_size(self._of))

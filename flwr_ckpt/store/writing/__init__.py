@@ -1,0 +1,1 @@
+"""A server's commits, and the deleting of what they supersede."""
