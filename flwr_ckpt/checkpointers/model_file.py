@@ -23,8 +23,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..store import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
-from ..store.format.datafile import same_bytes
 from ..store.places.local_files import LocalFiles
+from ..store.same import same_bytes
 
 VERSION = 1
 

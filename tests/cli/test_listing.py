@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from cli_rig import copied, flip, opened, ran, unfinished
 
-from flwr_ckpt.store import manifest as manifests
+from flwr_ckpt.store.format import manifest as manifests
 
 
 def test_an_empty_home_is_said_to_be_empty(checkpoint_home: Path) -> None:

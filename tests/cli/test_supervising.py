@@ -17,7 +17,7 @@ from flwr_ckpt.cli import supervisor as module
 from flwr_ckpt.cli.attempts import Child, Ended
 from flwr_ckpt.cli.supervisor import Supervisor
 from flwr_ckpt.store import Draft, Server
-from flwr_ckpt.store import servers as servers_module
+from flwr_ckpt.store.format import servers as servers_module
 
 Script = Callable[[], "Ended | None"]
 

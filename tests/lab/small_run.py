@@ -14,7 +14,9 @@ import pytest
 from flwr.serverapp.strategy import FedAvg
 
 from flwr_ckpt.state import StateRecorder, StoredState
-from flwr_ckpt.store import Blob, Draft, KeepAll, Outcome, RunWriter, assembly, contents, history, locate
+from flwr_ckpt.store import Blob, Draft, KeepAll, Outcome, RunWriter, locate
+from flwr_ckpt.store.format import history
+from flwr_ckpt.store.writing import assembly, contents
 
 from .hostile import body_of
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from run_rig import initial, later, train
 
-from flwr_ckpt.store import KeepAll, RunWriter, history, locate, prepare
+from flwr_ckpt.store import KeepAll, RunWriter, locate, prepare
+from flwr_ckpt.store.format import history
 
 pytestmark = pytest.mark.usefixtures("patient_disk")
 

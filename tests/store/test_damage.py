@@ -25,11 +25,10 @@ from flwr_ckpt.store import (
     CheckpointNotFoundError,
     CheckpointStore,
     Loaded,
-    assembly,
-    contents,
-    history,
 )
+from flwr_ckpt.store.format import history
 from flwr_ckpt.store.format.records import Commit, Place
+from flwr_ckpt.store.writing import assembly, contents
 
 Record = Callable[[str, object], None]
 _FLIPS = [1 << bit for bit in range(8)]

@@ -17,11 +17,12 @@ from hypothesis.extra import numpy as hnp
 from run_rig import Place, flip, initial, npy, opened, reader, train
 
 from flwr_ckpt.store import Blob, CheckpointCorruptError, Entry, FormatVersionError, RunReader
-from flwr_ckpt.store.format.datafile import Piece, same_bytes, write_data_file
+from flwr_ckpt.store.format.datafile import Piece, write_data_file
 from flwr_ckpt.store.format.manifest import decode, encode, seal, unseal
 from flwr_ckpt.store.format.npy import parse_header, split_npy
 from flwr_ckpt.store.format.payloads import read_blob
 from flwr_ckpt.store.places.local_files import LocalFiles
+from flwr_ckpt.store.same import same_bytes
 
 dtypes = st.one_of(
     hnp.scalar_dtypes(), hnp.byte_string_dtypes(), hnp.unicode_string_dtypes(), hnp.array_dtypes(hnp.scalar_dtypes())

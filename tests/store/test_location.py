@@ -13,7 +13,8 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from flwr_ckpt.store import Location, locate, mounts, prepare
+from flwr_ckpt.store import Location, locate, prepare
+from flwr_ckpt.store.places import mounts
 from flwr_ckpt.store.places.location import refuse_url
 
 

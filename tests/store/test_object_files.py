@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from flwr_ckpt.store import CheckpointError, CheckpointStore, locate, object_files, prepare, runs_under
+from flwr_ckpt.store import CheckpointError, CheckpointStore, locate, prepare, runs_under
+from flwr_ckpt.store.places import object_files
 from flwr_ckpt.store.places.cloud import open_url
 from flwr_ckpt.store.places.files import Files, is_damage
 from flwr_ckpt.store.places.local_files import LocalFiles

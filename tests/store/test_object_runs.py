@@ -20,11 +20,11 @@ from flwr_ckpt.store import (
     KeepLatest,
     RunReader,
     RunWriter,
-    object_files,
 )
 from flwr_ckpt.store.commands.rewind import rewind
 from flwr_ckpt.store.draft import Buffer
 from flwr_ckpt.store.names import parse_manifest
+from flwr_ckpt.store.places import object_files
 from flwr_ckpt.store.places.cloud import open_url
 from flwr_ckpt.store.places.object_files import ObjectFiles, open_folder
 from tests.lab.bucket import Answer, Faults, Forward, Request, S3Server, broken, lost, refused

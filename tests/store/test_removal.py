@@ -8,8 +8,8 @@ import pytest
 from run_rig import Kill, KilledError, Place, WatchedFiles, flip, initial, opened, run_to, seen, train
 
 from flwr_ckpt.store import CheckpointNotFoundError, CheckpointStore, FencedError, FormatVersionError
-from flwr_ckpt.store import manifest as manifests
 from flwr_ckpt.store.commands.removal import remove
+from flwr_ckpt.store.format import manifest as manifests
 
 
 @pytest.fixture

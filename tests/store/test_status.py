@@ -11,7 +11,7 @@ import pytest
 from run_rig import flip, initial, later, opened, run_to, train
 
 from flwr_ckpt.store import CheckpointStore, Draft, FormatVersionError, runs_under
-from flwr_ckpt.store import manifest as manifests
+from flwr_ckpt.store.format import manifest as manifests
 from flwr_ckpt.store.format.servers import Server, process_mark
 
 

@@ -11,7 +11,8 @@ from flwr.serverapp.strategy import FedAvg
 from lab.message import FakeGrid, average_client, start
 
 from flwr_ckpt import CheckpointCorruptError, CheckpointingStrategy, CheckpointMismatchError, KeepAll
-from flwr_ckpt.store import locate, payloads
+from flwr_ckpt.store import locate
+from flwr_ckpt.store.format import payloads
 from flwr_ckpt.store.format.readable import readable_age
 from flwr_ckpt.strategies.checkpointing import telling
 

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from flwr_ckpt import CheckpointingStrategy, CheckpointStore, FencedError, KeepAll, KeepLatest
 from flwr_ckpt.cli.app import app
-from flwr_ckpt.store import Location, RunWriter, locate, object_files
+from flwr_ckpt.store import Location, RunWriter, locate
+from flwr_ckpt.store.places import object_files
 from flwr_ckpt.store.places.cloud import open_url
 from tests.lab import legacy, probe
 from tests.lab.bucket import SECRET, Faults, S3Server, none, refused

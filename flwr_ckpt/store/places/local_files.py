@@ -12,8 +12,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 
 from ..draft import Buffer
-from ..format.datafile import same_bytes
 from ..names import temporary_key
+from ..same import same_bytes
 from .beside import done_beside
 from .files import Compare, Files
 from .system import System

@@ -12,12 +12,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ..draft import Blob
-from ..format.datafile import Piece, Written, same_bytes
+from ..format.datafile import Piece, Written
 from ..format.npy import native_type, split_npy
 from ..format.payloads import view_payload
 from ..format.records import Commit, Entry, Place
 from ..names import parse_data
 from ..places.files import Compare, Files, is_damage
+from ..same import same_bytes
 
 Label = Literal["arrays", "strategy", "unchanged"]
 
