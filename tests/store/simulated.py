@@ -231,7 +231,7 @@ class Process:
     opened : dict
         Descriptor to the file's number and path.
     retried : list of Path
-        The files that were synced again after a sync had failed.
+        The files that were synced again after a sync had failed that took what was not on the disk yet.
     """
 
     def __init__(
@@ -293,7 +293,7 @@ class Process:
     def fsync(self, descriptor: int, /) -> None:
         number, path = self.opened[descriptor]
         node = self.disk.nodes[number]
-        if isinstance(node, File) and node.dubious:
+        if isinstance(node, File) and node.dubious and node.contents != node.synced:
             self.retried.append(path)
         try:
             self._before("sync", path)
@@ -301,6 +301,7 @@ class Process:
             if isinstance(node, File):
                 self.disk.nodes[number] = replace(node, dubious=True)
             raise
+        node = self.disk.nodes[number]  # as it is now: somebody else may have had a turn before the call
         if isinstance(node, Folder):
             self.disk.nodes[number] = Folder(node.names)
         elif not node.dubious:

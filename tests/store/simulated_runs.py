@@ -117,12 +117,13 @@ class World:
         self.wrong: list[str] = []
         self.before: Callable[[str, Path], None] = lambda call, path: None
         self.servers = 0
+        self.removed = 0  # up to which generation all has been removed
 
     def at(self, moment: Moment) -> World:
         """Another world that goes on from a moment of this one, all processes being dead."""
         other = World(moment.disk.copy(), moment.promise)
         other.told = dict(self.told)
-        other.servers = self.servers
+        other.servers, other.removed = self.servers, self.removed
         return other
 
     def note(self, after: str, path: Path | str = "") -> None:
@@ -167,6 +168,8 @@ class Server:
         resumed = self.writer.resumed
         if resumed is not None:
             self.now = self.world.told[resumed.commit.name]
+            self.world.promise = self.world.promise.adding(resumed.commit.name)  # it is what the log says
+            self.world.note("resumed", str(resumed.commit.name))
 
     def step(self) -> None:
         """Make the next commit, and clear away after it."""
@@ -191,6 +194,7 @@ class Server:
         draft = self._draft(server_round, phase)
         told = self.tell(draft)
         too_late = self.world.highest_fence() > self.writer.generation
+        self.now = replace(told, line=self.now.line)  # where it fails, the next one carries what it was to hold
         try:
             made = self.writer.commit(draft)
         finally:
@@ -198,7 +202,8 @@ class Server:
                 self.world.wrong.append(f"wrong: {told.name} was made although a newer server was there before it")
         if made is not None:
             assert made.name == told.name
-            self.world.promise = self.world.promise.adding(told.name)
+            if told.name.generation > self.world.removed:  # else the run was removed as this was reported
+                self.world.promise = self.world.promise.adding(told.name)
             self.now = told
             self.world.note("durable", str(told.name))
 
@@ -296,6 +301,7 @@ def removes(world: World, before: Callable[[str, Path], None] | None = None) -> 
     _tokens.left = itertools.count(1 << 32)
     remove(Place(files), files)
     world.promise = Promise((frozenset(),), old.never | set(world.told))
+    world.removed = world.highest_fence()
     world.note("removed")
 
 

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import shlex
 
-from ...store import CheckpointStore, Commit, Location, RunReader, checkpoint_home, readable_age, readable_size
+from ...store import (
+    CheckpointError,
+    CheckpointStore,
+    Commit,
+    Location,
+    RunReader,
+    checkpoint_home,
+    readable_age,
+    readable_size,
+)
 from .. import logs
 from .record import Record
 
@@ -40,18 +49,25 @@ def tell_nothing_to_do(location: Location, last_round: int) -> None:
 
 def tell_kept(location: Location, reader: RunReader) -> None:
     """Say at the end of a run what is kept of it, how large that is, and how to look at it."""
+    try:
+        kept = f" ({_kept(location, reader)})"
+    except (OSError, CheckpointError) as error:  # all is on disk: a look at it that fails ends no run
+        kept = ""
+        logs.warning("%s cannot be looked at just now: %s", location.where, error)
+    logs.info(
+        "The run is finished and kept in %s%s; look at it with `%s`",
+        location.where,
+        kept,
+        command("ls", _name(location)),
+    )
+
+
+def _kept(location: Location, reader: RunReader) -> str:
     rounds = sorted({name.round for name in reader.names() if name.phase != "attempt"})
     size = ""
     if location.folder is not None:  # elsewhere each file would be a request
         size = f", {readable_size(CheckpointStore(location).size())}"
-    logs.info(
-        "The run is finished and kept in %s (%d rounds up to round %d%s); look at it with `%s`",
-        location.where,
-        len(rounds),
-        max(rounds, default=0),
-        size,
-        command("ls", _name(location)),
-    )
+    return f"{len(rounds)} rounds up to round {max(rounds, default=0)}{size}"
 
 
 def _name(location: Location) -> str:
