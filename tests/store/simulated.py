@@ -290,6 +290,12 @@ class Process:
             raise IsADirectoryError(errno.EISDIR, "Is a directory", str(path))
         return node.contents[offset : offset + size]
 
+    def preadv(self, descriptor: int, buffers: Sequence[memoryview], offset: int, /) -> int:
+        (target,) = buffers
+        data = self.pread(descriptor, target.nbytes, offset)
+        target[: len(data)] = data
+        return len(data)
+
     def fsync(self, descriptor: int, /) -> None:
         number, path = self.opened[descriptor]
         node = self.disk.nodes[number]

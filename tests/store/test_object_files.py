@@ -72,7 +72,9 @@ def test_what_is_created_is_read_in_whole_and_in_part(files: Files) -> None:
         assert files.read(KEY, offset, size) == expected
         assert files.view(KEY, offset, size) == expected
         if size is not None:
-            assert b"".join(files.pieces(KEY, offset, size)) == expected
+            target = bytearray(size)
+            assert b"".join(map(bytes, files.fill(KEY, offset, memoryview(target)))) == expected
+            assert target[: len(expected)] == expected
     assert files.view(KEY).readonly
 
 

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-
 from ..errors import CheckpointCorruptError
 from ..places.files import Files, is_damage
 from .readable import readable_size
@@ -139,20 +137,17 @@ def _read_place(files: Files, entry: Entry, place: Place) -> tuple[bytes | None,
 def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, int]:
     """Read an entry with its header in front of it; also give how many bytes there were, and their checksum.
 
-    Each byte goes from the page cache through the processor's into memory that becomes the result: `BytesIO` hands out
-    what it was filled with, and does not copy it again.
+    It is read into memory that becomes the result: `BytesIO` hands out what it was filled with, and does not copy it
+    again. The checksum is computed from the processor's cache.
     """
     memory = io.BytesIO(bytes(entry.nbytes))
-    target = np.frombuffer(memory.getbuffer(), np.uint8)
-    start = end = len(entry.header)
-    target[:start] = np.frombuffer(entry.header, np.uint8)
-    crc = 0
-    for piece in files.pieces(place.file, place.offset, entry.size):
-        crc = zlib.crc32(piece, crc)
-        target[end : end + len(piece)] = np.frombuffer(piece, np.uint8)
-        end += len(piece)
-    del target  # nobody may hold on to it: else there would be a copy after all
-    return memory.getvalue(), end - start, crc
+    whole, start = memory.getbuffer(), len(entry.header)
+    whole[:start] = entry.header
+    size = crc = 0
+    for part in files.fill(place.file, place.offset, whole[start:]):
+        crc = zlib.crc32(part, crc)
+        size += part.nbytes
+    return memory.getvalue(), size, crc
 
 
 def _for_each(entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]:

@@ -48,8 +48,8 @@ class Files(Protocol):
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
         """Read `size` bytes from `offset`, or all from there; fewer where the file ends."""
 
-    def pieces(self, key: str, offset: int, size: int) -> Iterator[bytes]:
-        """Read what `read` does piece by piece, each as large as suits the place."""
+    def fill(self, key: str, offset: int, target: memoryview) -> Iterator[memoryview]:
+        """Read into memory, and give each part of it as it has come; fewer bytes where the file ends."""
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Give what `read` does as read-only memory; from a disk it is read when it is looked at."""

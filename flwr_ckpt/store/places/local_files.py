@@ -20,7 +20,7 @@ from .system import System
 
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
-_PIECE = 1 << 20  # bytes
+_PART = 1 << 19  # bytes
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe in a file's place must not be waited for
 
@@ -95,13 +95,13 @@ class LocalFiles:
         finally:
             self._system.close(descriptor)
 
-    def pieces(self, key: str, offset: int, size: int) -> Iterator[bytes]:
-        """Read in pieces that are still in the processor's cache when they are looked at."""
-        descriptor = self._open(key)
+    def fill(self, key: str, offset: int, target: memoryview) -> Iterator[memoryview]:
+        """Read in parts that are still in the processor's cache when they are looked at."""
+        descriptor, done = self._open(key), 0
         try:
-            while size > 0 and (piece := self._system.pread(descriptor, min(size, _PIECE), offset)):
-                yield piece
-                offset, size = offset + len(piece), size - len(piece)
+            while count := self._system.preadv(descriptor, [target[done : done + _PART]], offset + done):
+                yield target[done : done + count]
+                done += count
         finally:
             self._system.close(descriptor)
 

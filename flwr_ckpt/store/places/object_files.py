@@ -19,6 +19,7 @@ from datetime import timedelta
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError
 from obstore.store import MemoryStore, from_url
@@ -144,21 +145,16 @@ class ObjectFiles:
 
     def read(self, key: str, offset: int = 0, size: int | None = None) -> bytes:
         """Download a part of an object."""
-        return b"".join(self.pieces(key, offset, max(self._size(key) - offset, 0) if size is None else size))
+        return b"".join(self._pieces(key, offset, max(self._size(key) - offset, 0) if size is None else size))
 
-    def pieces(self, key: str, offset: int, size: int) -> Iterator[bytes]:
-        """Download in pieces, the next ones while one is looked at."""
-        if size <= _PART:
-            yield self._get(key, offset, size)
-            return
-        with ThreadPoolExecutor(_STREAMS) as pool:
-            waiting: deque[Future[bytes]] = deque()
-            for start in range(offset, offset + size, _PART):
-                waiting.append(pool.submit(self._get, key, start, min(_PART, offset + size - start)))
-                if len(waiting) == _STREAMS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+    def fill(self, key: str, offset: int, target: memoryview) -> Iterator[memoryview]:
+        """Download into memory, the next parts while one is looked at."""
+        done = 0
+        for piece in self._pieces(key, offset, target.nbytes):
+            part = target[done : done + len(piece)]
+            np.frombuffer(part, np.uint8)[:] = np.frombuffer(piece, np.uint8)  # without the interpreter's lock
+            yield part
+            done += len(piece)
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Download a part of an object into memory."""
@@ -227,6 +223,20 @@ class ObjectFiles:
         """There are no folders."""
 
     # --- requests ------------------------------------------------------------------------------------------------
+
+    def _pieces(self, key: str, offset: int, size: int) -> Iterator[bytes]:
+        """Download in pieces, the next ones while one is looked at."""
+        if size <= _PART:
+            yield self._get(key, offset, size)
+            return
+        with ThreadPoolExecutor(_STREAMS) as pool:
+            waiting: deque[Future[bytes]] = deque()
+            for start in range(offset, offset + size, _PART):
+                waiting.append(pool.submit(self._get, key, start, min(_PART, offset + size - start)))
+                if len(waiting) == _STREAMS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
 
     @property
     def _bucket(self) -> str:

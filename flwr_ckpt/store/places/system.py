@@ -37,6 +37,9 @@ class System(Protocol):
     def pread(self, descriptor: int, size: int, offset: int, /) -> bytes:
         """Read; perhaps less than asked for."""
 
+    def preadv(self, descriptor: int, buffers: Sequence[memoryview], offset: int, /) -> int:
+        """Read into memory; perhaps less than there is room for."""
+
     def fsync(self, descriptor: int, /) -> None:
         """Make a file's contents, or a folder's names, durable."""
 
