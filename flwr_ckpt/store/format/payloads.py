@@ -140,13 +140,15 @@ def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, i
     It is read into memory that becomes the result: `BytesIO` hands out what it was filled with, and does not copy it
     again. The checksum is computed from the processor's cache.
     """
-    memory = io.BytesIO(bytes(entry.nbytes))
-    whole, start = memory.getbuffer(), len(entry.header)
-    whole[:start] = entry.header
+    memory, start = io.BytesIO(bytes(entry.nbytes)), len(entry.header)
     size = crc = 0
-    for part in files.fill(place.file, place.offset, whole[start:]):
-        crc = zlib.crc32(part, crc)
-        size += part.nbytes
+    # Each view is released: as long as anybody might write to the memory, `getvalue` gives a copy.
+    with memory.getbuffer() as whole, whole[start:] as target:
+        whole[:start] = entry.header
+        for part in files.fill(place.file, place.offset, target):
+            with part:
+                crc = zlib.crc32(part, crc)
+                size += part.nbytes
     return memory.getvalue(), size, crc
 
 

@@ -49,7 +49,10 @@ class Files(Protocol):
         """Read `size` bytes from `offset`, or all from there; fewer where the file ends."""
 
     def fill(self, key: str, offset: int, target: memoryview) -> Iterator[memoryview]:
-        """Read into memory, and give each part of it as it has come; fewer bytes where the file ends."""
+        """Read into memory, and give each part of it as it has come; fewer bytes where the file ends.
+
+        Nothing holds on to a part once the next one is asked for.
+        """
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Give what `read` does as read-only memory; from a disk it is read when it is looked at."""

@@ -153,8 +153,8 @@ class ObjectFiles:
         for piece in self._pieces(key, offset, target.nbytes):
             part = target[done : done + len(piece)]
             np.frombuffer(part, np.uint8)[:] = np.frombuffer(piece, np.uint8)  # without the interpreter's lock
-            yield part
             done += len(piece)
+            yield part
 
     def view(self, key: str, offset: int = 0, size: int | None = None) -> memoryview:
         """Download a part of an object into memory."""
