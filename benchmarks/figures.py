@@ -19,7 +19,7 @@ class Figures:
     Attributes
     ----------
     blocked, durable, raw : float
-        Seconds a round; `raw` of the raw write of the same arrays.
+        Seconds a round; `blocked` beyond the loop in which nothing is saved, `raw` of the raw write of the same arrays.
     durable_ratio : float
         Durable against raw, each within its round.
     memory_ratio : float
@@ -54,7 +54,7 @@ class Figures:
     copy_ratio: float | None
 
 
-def figures(turns: list[Result], *, skip: int = 0) -> Figures:
+def figures(turns: list[Result], *, skip: int = 0, loop: float = 0.0) -> Figures:
     """Summarise the turns of one contender.
 
     Parameters
@@ -62,6 +62,8 @@ def figures(turns: list[Result], *, skip: int = 0) -> Figures:
     turns : list of dict
     skip : int
         Rounds at the beginning of each turn whose bytes on the disk do not count.
+    loop : float
+        Seconds a round of the loop in which nothing is saved, which nobody is to be blamed for.
     """
     rounds = [one for turn in turns for one in turn["rounds"]]
     later = [one for turn in turns for one in turn["rounds"][skip:]]
@@ -69,7 +71,7 @@ def figures(turns: list[Result], *, skip: int = 0) -> Figures:
     model, changed = turns[0]["model"], turns[0]["changed"]
     memory, disk = max(turn["memory"] for turn in turns), _median(one["disk"] for one in later)
     return Figures(
-        blocked=_median(one["blocked"] for one in rounds),
+        blocked=max(_median(one["blocked"] for one in rounds) - loop, 0.0),
         durable=_median(one["durable"] for one in rounds),
         raw=_median(one["raw"] for one in rounds),
         durable_ratio=_median(one["durable"] / one["raw"] for one in rounds),
@@ -82,7 +84,7 @@ def figures(turns: list[Result], *, skip: int = 0) -> Figures:
         read=_optional(loads, lambda one: one["read"]),
         load_ratio=_optional(loads, lambda one: one["seconds"] / one["read"]),
         load_memory_ratio=_optional(loads, lambda one: one["memory"] / model),
-        copy_ratio=_optional([one for one in rounds if one["copy"]], lambda one: one["blocked"] / one["copy"]),
+        copy_ratio=_optional([one for one in rounds if one["copy"]], lambda one: (one["blocked"] - loop) / one["copy"]),
     )
 
 

@@ -68,7 +68,7 @@ def smoke() -> Plan:
 
 def usual() -> Plan:
     """What the table of targets needs, and the other libraries at two sizes."""
-    sizes = (Size(64, 3, 6, 2), Size(512, 2, 4, 2), Size(2048, 1, 3, 2, ("raw", OURS)))
+    sizes = (Size(64, 3, 6, 2), Size(512, 2, 4, 2), Size(2048, 1, 6, 3, ("raw", OURS)))
     return Plan("usual", sizes, _cases(shrink=1, rounds=10_000, values=1_000_000))
 
 
@@ -82,6 +82,7 @@ def _cases(*, shrink: int, rounds: int, values: int) -> dict[str, Task]:
     small = Layout(10, 1024)
     frozen = Layout(_ARRAYS, 2038 * MIB // _ARRAYS // shrink // 4 * 4, adapters=20, adapter_bytes=MIB // 2 // shrink)
     return {
+        "loop": Task("rounds", "nobody", layout_of(64 // min(shrink, 16)), 20),
         "many": Task("rounds", OURS, Layout(10_000 // shrink, 1024), 5, 1),
         "huge": Task("rounds", OURS, Layout(1, 4096 * MIB // shrink), 1),
         "lora": Task("rounds", OURS, frozen, 4, 1),

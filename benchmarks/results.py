@@ -51,10 +51,15 @@ class Results:
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text()))
 
+    @property
+    def loop(self) -> float:
+        """Seconds that a round of Flower's own loop takes where nothing is saved; 0 if that was not measured."""
+        return figures([self.cases["loop"]]).blocked if "loop" in self.cases else 0.0
+
     def figures(self) -> dict[int, dict[str, Figures]]:
         """Sum the comparison up."""
         return {
-            int(mib): {name: figures(turns) for name, turns in contenders.items()}
+            int(mib): {name: figures(turns, loop=self.loop) for name, turns in contenders.items()}
             for mib, contenders in self.comparison.items()
         }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,13 +223,14 @@ class MeasuredRounds(Rounds):
 def _load(who: Contender, server_round: int, expected: ArrayRecord, scratch: Path, index: int) -> Load:
     """Load twice, once watching the memory and once the clock, and read."""
     write_raw(scratch, expected)
+    sizes = [len(array.data) for array in expected.values()]
     before, peak = anonymous_bytes(), Peak()
     seconds_of_load(who, server_round, expected)
     memory = peak.end() - before
     if index % 2:
-        read = _seconds_of_read(scratch)
+        read = _seconds_of_read(scratch, sizes)
         return Load(seconds_of_load(who, server_round, expected), read, memory)
-    return Load(seconds_of_load(who, server_round, expected), _seconds_of_read(scratch), memory)
+    return Load(seconds_of_load(who, server_round, expected), _seconds_of_read(scratch, sizes), memory)
 
 
 def seconds_of_load(who: Contender, server_round: int, expected: ArrayRecord) -> float:
@@ -248,12 +250,14 @@ def seconds_of_load(who: Contender, server_round: int, expected: ArrayRecord) ->
     return ended - begun
 
 
-def _seconds_of_read(path: Path) -> float:
-    """Read a file into new memory: the median of some, since one for which a host has to give memory is slower."""
+def _seconds_of_read(path: Path, sizes: Sequence[int]) -> float:
+    """Read a file into new memory, array by array: the median of some, since some memory costs a host more."""
     times = []
     for _ in range(_READS):
         begun = time.perf_counter()
-        data = path.read_bytes()
+        with path.open("rb", buffering=0) as file:
+            arrays = [file.read(size) for size in sizes]
         times.append(time.perf_counter() - begun)
-        del data
+        assert list(map(len, arrays)) == list(sizes)
+        del arrays
     return statistics.median(times)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .contender import Contender
+from .contender import Contender, Nobody
 
 NAMES = {
     "raw": "raw writev + fsync",
@@ -20,7 +20,12 @@ NAMES = {
 
 
 def contender(name: str, folder: Path) -> Contender:
-    """Make a contender by its name, which saves in a folder; ``"best_model"`` is this project with a checkpointer."""
+    """Make a contender by its name, which saves in a folder.
+
+    Beside those of `NAMES`, ``"best_model"`` is this project with a checkpointer, and ``"nobody"`` saves nothing.
+    """
+    if name == "nobody":
+        return Nobody(folder)
     if name == "raw":
         from .raw import RawWrite
 

@@ -44,6 +44,21 @@ class Contender(ABC):
         """
 
 
+class Nobody(Contender):
+    """Saves nothing: what is measured is Flower's own loop."""
+
+    def attach(self, strategy: Strategy, initial: ArrayRecord) -> Strategy:
+        """Leave it as it is."""
+        return strategy
+
+    def wait(self) -> None:
+        """Nothing."""
+
+    def load(self, server_round: int, like: ArrayRecord, arrived: Arrived) -> None:
+        """There is nothing to load."""
+        raise NotImplementedError
+
+
 class Saver(Contender):
     """A library that is called as a strategy has aggregated, as Flower's how-to does."""
 
