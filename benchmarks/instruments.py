@@ -34,12 +34,17 @@ print(max(peak, anonymous()) * 1024)
 """
 
 
+def trim() -> None:
+    """Give back to the kernel what has been freed: what is taken next is as new as to a process that has just begun."""
+    ctypes.CDLL(None).malloc_trim(0)
+
+
 def anonymous_bytes() -> int:
     """Memory of this process that is its own (``RssAnon``), after what it has freed was given back to the kernel.
 
     Mapped files and the page cache are the kernel's to give and take, and do not count.
     """
-    ctypes.CDLL(None).malloc_trim(0)
+    trim()
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")) * 1024
 

@@ -20,7 +20,7 @@ from .arrays import Layout, first_model, next_model, same_numbers
 from .contenders import contender
 from .contenders.contender import Contender
 from .flower_loop import Clients, Rounds, prepared_strategy
-from .instruments import Folder, Peak, Stopwatch, Ticker, anonymous_bytes, calm, seconds_of_raw_write, write_raw
+from .instruments import Folder, Peak, Stopwatch, Ticker, anonymous_bytes, calm, seconds_of_raw_write, trim, write_raw
 from .strategy_state import NoState
 
 _WARM_UP = Layout(count=2, bytes_each=4096)
@@ -254,6 +254,7 @@ def _seconds_of_read(path: Path, sizes: Sequence[int]) -> float:
     """Read a file into new memory, array by array: the median of some, since some memory costs a host more."""
     times = []
     for _ in range(_READS):
+        trim()
         begun = time.perf_counter()
         with path.open("rb", buffering=0) as file:
             arrays = [file.read(size) for size in sizes]
