@@ -100,7 +100,7 @@ def _hook(name: str, call: Callable[..., Any]) -> Callable[[type], Callable[...,
         @functools.wraps(getattr(base, name))
         def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
             run, original = run_of(self), _original(base, self, name)
-            if run.session.nested:
+            if run.session.depth.nested:
                 return original(*args, **kwargs)
             return call(run, original, *args, **kwargs)
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from ...state import StoredState
+from ...state import StoredState, dicts_keyed_by
 from ...store import CheckpointCorruptError, CheckpointError, Json, Loaded
 from .identity import Identity
 
 Documents = Mapping[str, Json]
+
+
+def written_documents(identity: Json, tree: Json, node_ids: Sequence[Any]) -> dict[str, Json]:
+    """What a commit says beside its state: who wrote it, and what of the state is keyed by node ids."""
+    keyed = dicts_keyed_by(tree, node_ids) if node_ids else {}
+    nodes = {path: [str(key) for key in keys] for path, keys in keyed.items()}
+    return {"identity": identity, "nodes": nodes, "attempts": {}}
 
 
 def identity_of(documents: Documents, where: str) -> Identity:

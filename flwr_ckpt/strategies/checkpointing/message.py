@@ -118,7 +118,7 @@ class MessageRun:
         session.commit_initial(self._initial_arrays())
         if phase == "train":
             session.wait_for_disk(server_round)
-        with session.nodes.known(), session.inside():
+        with session.nodes.known(), session.depth.inside():
             messages = list(original(server_round, self._swapped(arrays), config, grid))
         self._sent[phase] = bool(messages)
         if phase == "train" and messages:
@@ -135,7 +135,7 @@ class MessageRun:
             return self._replay_train(server_round)
         session.enter(server_round, "aggregate-train")
         self._check_once(server_round, "train")
-        with session.inside():
+        with session.depth.inside():
             arrays, metrics = original(server_round, self._in_order(replies))
         if arrays is not None and not isinstance(arrays, ArrayRecord):
             raise CheckpointError(
@@ -156,7 +156,7 @@ class MessageRun:
             return metrics
         session.enter(server_round, "aggregate-evaluate")
         self._check_once(server_round, "evaluate")
-        with session.inside():
+        with session.depth.inside():
             metrics = original(server_round, self._in_order(replies))
         plain, detail = metrics_of(metrics, "aggregate_evaluate")
         took_place = self._sent.pop("evaluate", False) or plain is not None
@@ -172,7 +172,7 @@ class MessageRun:
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> Any:
             session = self.session
-            if session.nested:
+            if session.depth.nested:
                 return evaluate_fn(server_round, arrays)
             self._enter_first_hook()
             if session.record.is_past(server_round, "central"):

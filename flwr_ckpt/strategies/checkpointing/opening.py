@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 from ...store import (
     CheckpointCorruptError,
@@ -10,6 +11,7 @@ from ...store import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
     Commit,
+    Loaded,
     Location,
     RunReader,
     readable_size,
@@ -65,6 +67,19 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
             "numbers are absolute, so give num_rounds of at least what is done, or go back first, with "
             f"`{command('rewind', where, identity.num_rounds)}`"
         )
+
+
+def check_attributes(loaded: Loaded, differences: Sequence[str], where: str) -> None:
+    """Refuse to go on with a strategy whose numbers are others than those that are stored.
+
+    Raises
+    ------
+    CheckpointMismatchError
+        With each difference.
+    """
+    if differences:
+        stored = identity_of(loaded.documents, loaded.commit.path)
+        check_configuration(stored, stored, where, differences)
 
 
 def refuse_damaged(reader: RunReader) -> None:

@@ -6,14 +6,12 @@ It knows nothing of messages or client proxies; `message_hooks` and `legacy_hook
 
 from __future__ import annotations
 
-import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...state import Snapshot, dicts_keyed_by
+from ...state import Snapshot
 from ...store import (
     CheckpointError,
     Commit,
@@ -32,27 +30,25 @@ from ...store import (
 from .. import logs
 from .api import Api, ServerParameters
 from .chain import Strategy, class_name, strategy_chain
-from .documents import attempts_of, choices_of, identity_of, nodes_of
+from .depth import Depth
+from .documents import attempts_of, choices_of, identity_of, nodes_of, written_documents
 from .failures import Failures
-from .identity import Identity, check_configuration
+from .identity import Identity
 from .kept import Kept
 from .models import Models
 from .nodes import Nodes
-from .opening import check_space, judge, refuse_damaged, tell_of_changes
+from .only import claim, give_up
+from .opening import check_attributes, check_space, judge, refuse_damaged, tell_of_changes
 from .privacy import is_private
 from .record import Record, metric_names
 from .saver import Saver
 from .settings import Settings
-from .telling import tell_kept, tell_nothing_to_do, tell_resumed
+from .telling import tell_kept, tell_nothing_to_do, tell_resumed, tell_unknown_metrics
 
 if TYPE_CHECKING:
     from ...server_module import BaseServerCheckpointAndStateModule
 
 _EARLY_ROUNDS = 3  # an attribute that cannot be stored ends a run that young; an older one is only told each round
-
-# One run has one live writer in a process. Another process is fenced off by the store; two objects here would take
-# turns at that without anybody noticing the mistake.
-_live: weakref.WeakValueDictionary[str, Session] = weakref.WeakValueDictionary()
 
 
 class Session:
@@ -114,6 +110,7 @@ class Session:
         self.models = Models(module, settings.loss_key)
         others = {**self.models.roots, "extra": dict(settings.extra_state)}
         self.kept = Kept(strategy, others, exclude=settings.exclude, private=self.private)
+        self.depth = Depth(self.name)
         self.live = False
         self.closed = False
         self._api = api
@@ -124,7 +121,6 @@ class Session:
         self._failures = Failures(location.where, raises=self.before_release or settings.on_error == "raise")
         self._quiet = logs.Quiet()
         weakref.finalize(self, self._quiet.end)  # a server that breaks off in replay must not leave Flower silent
-        self._depth = threading.local()
         self._has_state = True  # false from the resume until the state of the commit has been put back
         self._has_initial = False
         self._told = False
@@ -136,27 +132,6 @@ class Session:
     def name(self) -> str:
         """The class of the wrapped strategy, for messages."""
         return self.classes[0].partition(":")[2]
-
-    # --- hooks ---------------------------------------------------------------------------------------------------
-
-    @property
-    def nested(self) -> bool:
-        """Whether this thread is inside one of the strategy's own hooks: calls of others from there pass through."""
-        return getattr(self._depth, "value", 0) > 0
-
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Mark the strategy's own hook as running, and explain the one failure that the wrapping brings about."""
-        self._depth.value = getattr(self._depth, "value", 0) + 1
-        try:
-            yield
-        except RecursionError as error:
-            raise CheckpointError(
-                f"{self.name} called itself without end. If it says `super(type(self), self)`, write `super()`: "
-                "type(self) is not the class the method stands in as soon as anybody subclasses it, as wrapping does"
-            ) from error
-        finally:
-            self._depth.value -= 1
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -173,11 +148,11 @@ class Session:
                 f"{self.name} has already been started; wrap a new strategy object for another run of the server"
             )
         self._identity, self._identity_json = identity, identity.to_json()
-        self._be_the_only_one()
+        claim(self.location.where, self)
         try:
             self._find_out()
         except BaseException:
-            del _live[self.location.where]  # whoever mends what was wrong may try again
+            give_up(self.location.where, self)  # whoever mends what was wrong may try again
             raise
 
     def _find_out(self) -> None:
@@ -198,15 +173,6 @@ class Session:
             self._adopt(self.reader.resume(strict_history=self._strict))
         else:
             self._take_over()
-
-    def _be_the_only_one(self) -> None:
-        key = self.location.where
-        if key in _live:
-            raise CheckpointError(
-                f"{key}: another strategy of this process has this run open. If it has ended, call its close() first "
-                "(the legacy API cannot know); if it is another run, use another run name"
-            )
-        _live[key] = self
 
     @property
     def _strict(self) -> bool:
@@ -258,12 +224,8 @@ class Session:
 
     def check_plain_attributes(self) -> None:
         """On a finished run, another number or boolean among the strategy's attributes is another run (``eta``)."""
-        if self.loaded is None or self.loaded.commit.phase != "end" or self.settings.resume != "auto":
-            return
-        differences = self.kept.differences(self.loaded)
-        if differences:
-            stored = identity_of(self.loaded.documents, self.loaded.commit.path)
-            check_configuration(stored, stored, self.location.where, differences)
+        if self.loaded is not None and self.loaded.commit.phase == "end" and self.settings.resume == "auto":
+            check_attributes(self.loaded, self.kept.differences(self.loaded), self.location.where)
 
     def _put_back(self) -> None:
         """Put the state of the resumed commit back, once."""
@@ -370,7 +332,7 @@ class Session:
             self.models.take(arrays)
         self._metric_names |= metric_names(outcome)
         if outcome.phase == "train" and self._rounds_trained == 2:
-            self._check_retention()
+            tell_unknown_metrics(self.keep, self._metric_names)
         self._saver.note(outcome)
         choices, write = self.models.waiting()
         snapshot, documents = self._capture()
@@ -388,16 +350,6 @@ class Session:
         assert self._saver is not None
         self._saver.note(outcome)
 
-    def _check_retention(self) -> None:
-        """Once a round has been evaluated: a misspelt metric would keep nothing, and say nothing."""
-        if unknown := sorted(self.keep.metrics() - self._metric_names):
-            logs.warning(
-                "keep=%s looks at %s, which no round has; there are %s",
-                self.keep,
-                ", ".join(unknown),
-                ", ".join(sorted(self._metric_names)) or "no metrics",
-            )
-
     def _let_go_of_arrays(self) -> None:
         """From here on this process has newer arrays; the resumed ones would be a second model in memory."""
         self._newest = None
@@ -414,12 +366,7 @@ class Session:
         snapshot = self.kept.capture()
         for line in snapshot.warnings:
             logs.warning("%s", line)
-        return snapshot, self._documents(snapshot)
-
-    def _documents(self, snapshot: Snapshot) -> dict[str, Json]:
-        keyed = dicts_keyed_by(snapshot.tree, self.nodes.ids) if self.nodes.ids else {}
-        nodes = {path: [str(key) for key in keys] for path, keys in keyed.items()}
-        return {"identity": self._identity_json, "nodes": nodes, "attempts": {}}
+        return snapshot, written_documents(self._identity_json, snapshot.tree, self.nodes.ids)
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -466,8 +413,7 @@ class Session:
             return
         self.closed = True
         self._quiet.end()
-        if _live.get(self.location.where) is self:
-            del _live[self.location.where]
+        give_up(self.location.where, self)
         if self._saver is not None:
             self._saver.close()
         if self._finished:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection
 
 from ...store import (
     CheckpointError,
     CheckpointStore,
     Commit,
+    Keep,
     Location,
     RunReader,
     checkpoint_home,
@@ -34,6 +36,17 @@ def tell_resumed(record: Record, commit: Commit, num_rounds: int | None) -> None
         readable_age(commit.time),
         "nothing had been trained yet" if last == 0 else f"what rounds 1 to {last} have done is not repeated",
     )
+
+
+def tell_unknown_metrics(keep: Keep, known: Collection[str]) -> None:
+    """Say, once a round has been evaluated, if a policy looks at what no round has: it would keep nothing for that."""
+    if unknown := sorted(keep.metrics() - set(known)):
+        logs.warning(
+            "keep=%s looks at %s, which no round has; there are %s",
+            keep,
+            ", ".join(unknown),
+            ", ".join(sorted(known)) or "no metrics",
+        )
 
 
 def tell_nothing_to_do(location: Location, last_round: int) -> None:
