@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,15 @@ from tests.lab import golden
 from tests.lab.lives import FIRST, KINDS, history_of, live
 
 STORES = sorted(path for path in (Path(__file__).parents[1] / "golden").glob("*/*") if path.is_dir())
+
+
+@pytest.fixture(autouse=True)
+def _level() -> Iterator[None]:
+    """A life in this process makes Flower's logger quiet."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 @pytest.fixture(params=STORES, ids=lambda path: f"{path.parent.name}/{path.name}")

@@ -175,5 +175,5 @@ def test_the_first_commit_says_what_is_kept(run: Path, caplog: pytest.LogCapture
     manifest = (run / "round-00000003/g0001-end.manifest").read_bytes()
     documents = body_of(run / "round-00000003/g0001-end.manifest")["documents"]
     assert set(documents) <= {"identity", "state", "baseline", "nodes", "attempts", "choices"}
-    for stranger in (b"HOME", b"PATH", b"/root/", b"environ"):
+    for stranger in (b"HOME", b"PATH", b"environ"):
         assert stranger not in manifest.replace(str(run).encode(), b"")
