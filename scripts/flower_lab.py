@@ -66,6 +66,15 @@ class Trained:
     partition_id: int
 
 
+def wait_for_end(process: psutil.Process, timeout: float = STOP_SECONDS) -> None:
+    """Wait until a process has ended; its parent, Flower's SuperLink, takes a while to ask how."""
+    deadline = time.monotonic() + timeout
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        if time.monotonic() > deadline:
+            raise LabError(f"{process} has not ended within {timeout:.0f} s")
+        time.sleep(POLL_SECONDS)
+
+
 class Progress:
     """The file in which clients write down each training as it begins."""
 
@@ -210,7 +219,7 @@ class FlowerLab:
         """SIGTERM the one process that runs one of these commands, wait until it is gone, and return it."""
         victim = self.find(*commands)
         victim.terminate()
-        victim.wait(timeout=STOP_SECONDS)
+        wait_for_end(victim)
         return victim
 
     def stop(self, run: Run) -> psutil.Process:
@@ -219,7 +228,7 @@ class FlowerLab:
         victim.suspend()  # asking takes seconds, in which it might come to the end
         self._ask("stop", run.run_id, run.superlink)
         victim.resume()
-        victim.wait(timeout=STOP_SECONDS)
+        wait_for_end(victim)
         return victim
 
     def find(self, *commands: str) -> psutil.Process:
@@ -249,10 +258,10 @@ class FlowerLab:
     def _ask(self, *arguments: str) -> str:
         command = [self._commands / "flwr", *arguments]
         asked = subprocess.run(
-            command, env=self._environment, cwd=self.directory, capture_output=True, text=True, timeout=120
+            command, env=self._environment, cwd=self.directory, capture_output=True, text=True, timeout=120, check=False
         )
         if asked.returncode != 0:
-            raise LabError(f"flwr {' '.join(arguments)} failed.\n{asked.stdout}{asked.stderr}")
+            raise LabError(f"flwr {' '.join(arguments)} ended with {asked.returncode}\n{asked.stdout}{asked.stderr}")
         return asked.stdout
 
     def _make_environment(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flower_lab import SERVER, STOP_SECONDS, SUPERLINK, FlowerLab, Outcome, Run
+from flower_lab import SERVER, SUPERLINK, FlowerLab, Outcome, Run, wait_for_end
 from flwr_ckpt import CheckpointStore
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -173,7 +173,7 @@ def test_a_deployment_whose_superlink_is_stopped_goes_on_under_another(lab: Flow
     run = app.start_until(STOPPED_IN, lab.deploy(app.num_clients))
     server = lab.find(*SERVER)
     lab.terminate(*SUPERLINK)
-    server.wait(timeout=STOP_SECONDS)
+    wait_for_end(server)
     run.abandon()
     app.finish(lab.deploy(app.num_clients))
 
@@ -202,7 +202,7 @@ def test_a_server_that_lost_its_superlink_is_fenced_by_the_next(
     run.wait_until(lambda: len(app.progress.read()) > begun_before)
     orphan.resume()
     run.finish()
-    orphan.wait(timeout=60)
+    wait_for_end(orphan)
 
     assert {record.generation for record in app.store.rounds()} == {2}  # the newest three
     assert min(app.progress.rounds(begun_before)) >= durable, "what was durable is not trained again by the newer"
