@@ -56,7 +56,7 @@ class Nobody(Contender):
 
     def load(self, server_round: int, like: ArrayRecord, arrived: Arrived) -> None:
         """There is nothing to load."""
-        raise NotImplementedError
+        raise NotImplementedError  # no plan asks for it: a task of this contender has no loads
 
 
 class Saver(Contender):
@@ -77,7 +77,7 @@ class Saver(Contender):
         """Put the library's call behind the aggregation."""
         save, path = self.save, self.path
 
-        class Saving(type(strategy)):  # type: ignore[misc]
+        class Saving(type(strategy)):  # type: ignore[misc]  # a base known only when it runs
             def aggregate_train(self, server_round: int, *args: Any) -> Any:
                 arrays, metrics = super().aggregate_train(server_round, *args)
                 save(path(server_round), arrays)

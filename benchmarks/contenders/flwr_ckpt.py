@@ -22,7 +22,7 @@ class FlwrCkpt(Contender):
     def attach(self, strategy: Strategy, initial: ArrayRecord) -> Strategy:
         """Wrap."""
         self._strategy = CheckpointingStrategy(strategy, self.folder)
-        return self._strategy  # type: ignore[no-any-return]
+        return self._strategy  # type: ignore[no-any-return]  # made as any strategy is
 
     def wait(self) -> None:
         """Flush."""
@@ -51,7 +51,7 @@ class WithBestModel(FlwrCkpt):
         best = BestLossTorchModuleCheckpointer(self.folder / "models", "best.safetensors")
         module = BaseServerCheckpointAndStateModule(_torch_model(initial), FullParameterExchanger(), best)
         self._strategy = CheckpointingStrategy(strategy, self.folder / "run", module=module)
-        return self._strategy  # type: ignore[no-any-return]
+        return self._strategy  # type: ignore[no-any-return]  # made as any strategy is
 
 
 def _torch_model(arrays: ArrayRecord) -> Any:

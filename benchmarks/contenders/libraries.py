@@ -57,7 +57,7 @@ class _Async(Saver):
 
     def _finish(self) -> None:
         """Wait for the library."""
-        raise NotImplementedError
+        raise NotImplementedError  # each library has its own way
 
     def wait(self) -> None:
         """Wait for the library, and sync what it wrote."""
