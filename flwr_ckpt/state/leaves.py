@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from flwr_ckpt.store.format.array_types import described_type
 from flwr_ckpt.store.values import Json
 
 Node = Json
@@ -118,17 +119,7 @@ def decode_dtype(description: Json) -> np.dtype[Any]:
                 f"the stored state holds an array of type {name!r}, which NumPy does not know here; "
                 "import the package that registers it (such as ml_dtypes) before the strategy is made"
             ) from None
-    return np.lib.format.descr_to_dtype(_with_tuples(description))
-
-
-def _with_tuples(description: Json) -> Any:
-    """JSON has no tuples: a field, its shape and its title with its name are such again."""
-    if isinstance(description, str):
-        return description
-    return [
-        (tuple(name) if isinstance(name, list) else name, _with_tuples(kind), *map(tuple, shape))
-        for name, kind, *shape in description
-    ]
+    return described_type(description)
 
 
 def _encode_numpy_scalar(value: np.generic) -> Node | None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..draft import Buffer
+from ..values import Json
 from .npy import LONGEST_HEADER, split_npy
 
 _MOST_DIMENSIONS = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
@@ -58,3 +59,18 @@ def plain_dtype(name: str) -> np.dtype[Any] | None:
         return None
     # What another package has registered with NumPy would come out otherwise wherever that package is missing.
     return dtype.newbyteorder("<") if dtype.kind in "biufc" else None
+
+
+def described_type(description: Json) -> np.dtype[Any]:
+    """Make a type of what ``numpy.lib.format.dtype_to_descr`` said of it, after a way through JSON."""
+    return np.lib.format.descr_to_dtype(_with_tuples(description))
+
+
+def _with_tuples(description: Json) -> Any:
+    """The fields of a record are tuples for NumPy; JSON made lists of them."""
+    if isinstance(description, str):
+        return description
+    return [
+        (tuple(name) if isinstance(name, list) else name, _with_tuples(kind), *map(tuple, shape))
+        for name, kind, *shape in description
+    ]

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..format.array_types import described_type
 from ..values import Json
 
 _SEQUENCES = frozenset({"list", "tuple", "set", "frozenset", "deque", "slice", "ChainMap", "namedtuple", "torch.Size"})
@@ -90,7 +91,7 @@ class _Viewer:
         if kind in _SCALARS:
             return _SCALARS[kind](node["v"])
         if kind == "numpy":
-            return np.frombuffer(base64.b64decode(node["v"]), _dtype(node["dtype"]))[0]
+            return np.frombuffer(base64.b64decode(node["v"]), described_type(node["dtype"]))[0]
         if kind in _SEQUENCES:
             return self._list(node["v"])
         if kind == "object":
@@ -124,7 +125,9 @@ class _Viewer:
         if isinstance(node["dtype"], dict):
             return self._array(node["blob"])  # a type that another package registered with NumPy
         shape, order = tuple(node["shape"]), node.get("order", "C")
-        array: np.ndarray[Any, Any] = np.ndarray(shape, _dtype(node["dtype"]), self._data(node["blob"]), order=order)
+        array: np.ndarray[Any, Any] = np.ndarray(
+            shape, described_type(node["dtype"]), self._data(node["blob"]), order=order
+        )
         return array
 
     def _list(self, nodes: list[Json]) -> list[Any]:
@@ -136,20 +139,6 @@ class _Viewer:
         shown = dict.fromkeys(key for key, _ in entries)
         self._stack.extend((shown, key, node) for key, node in entries)
         return shown
-
-
-def _dtype(description: Json) -> np.dtype[Any]:
-    return np.lib.format.descr_to_dtype(_with_tuples(description))
-
-
-def _with_tuples(description: Json) -> Any:
-    """The fields of a record are tuples for NumPy; JSON made lists of them."""
-    if isinstance(description, str):
-        return description
-    return [
-        (tuple(name) if isinstance(name, list) else name, _with_tuples(kind), *map(tuple, shape))
-        for name, kind, *shape in description
-    ]
 
 
 def _key(node: Json) -> Any:
