@@ -33,6 +33,7 @@ SUPERLINK = ("flower-superlink",)
 POLL_SECONDS = 0.02
 CLOSE_SECONDS = 20.0
 STOP_SECONDS = 90.0  # Flower leaves a server that is stopped time to end by itself
+RUN_SECONDS = 600.0  # a round of a deployment takes seconds, and half a minute where the machine has other work
 
 Value = bool | int | float | str
 
@@ -114,14 +115,14 @@ class Run:
         """Return what the run has logged so far."""
         return self._log_path.read_text(errors="replace")
 
-    def exit_code(self, timeout: float = 180.0) -> int:
+    def exit_code(self, timeout: float = RUN_SECONDS) -> int:
         """Wait for the end of the command."""
         try:
             return self._client.wait(timeout)
         except subprocess.TimeoutExpired:
             raise LabError(f"The run did not end within {timeout:.0f} s.\n{self.log()}") from None
 
-    def finish(self, timeout: float = 180.0) -> str:
+    def finish(self, timeout: float = RUN_SECONDS) -> str:
         """Wait for the end of the run and return its log; anything but a completed run is an error."""
         self.exit_code(timeout)
         status = self._lab.status_of(self.run_id, self.superlink)
@@ -129,7 +130,7 @@ class Run:
             raise LabError(f"The run ended as {status}.\n{self.log()}")
         return self.log()
 
-    def wait_until(self, reached: Callable[[], bool], timeout: float = 120.0) -> None:
+    def wait_until(self, reached: Callable[[], bool], timeout: float = RUN_SECONDS) -> None:
         """Wait until ``reached()`` holds; that the run ends before is an error."""
         deadline = time.monotonic() + timeout
         while not reached():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"  # read when flwr is imported
 # Read when NumPy is imported: over tiny arrays, threads of several processes would mostly wait for each other.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+# Most of a test's time would be spent in `fsync`, which memory does not need. What a disk loses is simulated; in which
+# order the real one is asked is seen by strace, and what needs a disk's own ways asks for one.
+MEMORY, ROOM = Path("/dev/shm"), 4 << 30
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("without-deadline", deadline=None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from flwr_ckpt.store.draft import Blob
 
 _ALIGNMENT = 64
 _SPARE = 2  # as many captures as can wait at once: one being written, one queued
+_THREADS = 4  # one core does not use up what the memory can move
+_PART = 1 << 24  # bytes, for the threads to take in turn; less in all is copied by the caller alone
 
 
 class BufferPool:
@@ -93,7 +96,8 @@ class BlobCollector:
         total = sum([_padded(entry.source.nbytes) for entry in entries if isinstance(entry, _Copy)])
         memory = self._pool.take(total) if total else np.empty(0, np.uint8)
         whole, offset = memory.data, 0
-        blobs = []
+        blobs: list[Blob] = []
+        copies: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
         for entry in entries:
             if isinstance(entry, Blob):
                 blobs.append(entry)
@@ -101,10 +105,34 @@ class BlobCollector:
             source, end = entry.source, offset + entry.source.nbytes
             if end > offset:
                 order: Literal["C", "F"] = "F" if is_fortran(source) else "C"
-                np.copyto(np.ndarray(source.shape, source.dtype, whole, offset, order=order), source, casting="no")
+                copies.append((np.ndarray(source.shape, source.dtype, whole, offset, order=order), source))
             blobs.append(Blob(entry.name, whole[offset:end], entry.kind, entry.dtype, entry.shape, entry.stype))
             offset = _padded(end)
+        _copy_all(copies, total)
         return tuple(blobs), _Once(lambda: self._pool.give_back(memory)) if total else nothing
+
+
+def _copy_all(copies: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]], nbytes: int) -> None:
+    """Copy each second array of a pair to its first. The interpreter's lock is not held meanwhile."""
+    if nbytes <= _PART:
+        for copy, source in copies:
+            np.copyto(copy, source, casting="no")
+        return
+    parts = [part for copy, source in copies for part in _parts(copy, source)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for done in [pool.submit(np.copyto, copy, source, casting="no") for copy, source in parts]:
+            done.result()
+
+
+def _parts(copy: npt.NDArray[Any], source: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+    """Cut a large array that lies in one piece."""
+    order: Literal["C", "F"] = "F" if is_fortran(source) else "C"
+    if not (source.flags.c_contiguous or order == "F") or source.nbytes <= _PART:
+        yield copy, source
+        return
+    copy, source = copy.reshape(-1, order=order), np.asarray(source).reshape(-1, order=order)
+    step = max(_PART // source.itemsize, 1)
+    yield from ((copy[start : start + step], source[start : start + step]) for start in range(0, source.size, step))
 
 
 class _Once:

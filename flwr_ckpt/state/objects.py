@@ -17,7 +17,8 @@ _MISSING = object()
 _HEAP_TYPE = 1 << 9  # set for every class that a class statement made
 
 
-def _dictionary(obj: object) -> dict[str, Any] | None:
+def dictionary(obj: object) -> dict[str, Any] | None:
+    """The ``__dict__`` of the instance itself, if it has one."""
     try:
         found = object.__getattribute__(obj, "__dict__")
     except AttributeError:
@@ -27,12 +28,16 @@ def _dictionary(obj: object) -> dict[str, Any] | None:
 
 def _slots(cls: type) -> Iterator[tuple[str, types.MemberDescriptorType]]:
     for base in cls.__mro__:
-        declared = base.__dict__.get("__slots__", ())
-        if not declared:
+        if not base.__dict__.get("__slots__"):
             continue
         for name, member in base.__dict__.items():
             if isinstance(member, types.MemberDescriptorType):
                 yield name, member
+
+
+def has_slots(cls: type) -> bool:
+    """Whether instances have attributes beside their ``__dict__``."""
+    return next(_slots(cls), None) is not None
 
 
 def attributes(obj: object) -> dict[str, Any]:
@@ -42,7 +47,7 @@ def attributes(obj: object) -> dict[str, Any]:
         value = _slot_value(member, obj)
         if value is not _MISSING:
             found.setdefault(name, value)
-    for name, value in (_dictionary(obj) or {}).items():
+    for name, value in (dictionary(obj) or {}).items():
         if type(name) is str and name != RESERVED:
             found[name] = value
     return found
@@ -67,10 +72,10 @@ def set_attribute(obj: object, name: str, value: object) -> None:
     if member is not None:
         member.__set__(obj, value)
         return
-    dictionary = _dictionary(obj)
-    if dictionary is None:
+    own = dictionary(obj)
+    if own is None:
         raise AttributeError(f"{type(obj).__name__} has neither a slot {name!r} nor a __dict__")
-    dictionary[name] = value
+    own[name] = value
 
 
 def delete_attribute(obj: object, name: str) -> None:
@@ -78,9 +83,9 @@ def delete_attribute(obj: object, name: str) -> None:
     if member is not None:
         member.__delete__(obj)
         return
-    dictionary = _dictionary(obj)
-    if dictionary is not None:
-        dictionary.pop(name, None)
+    own = dictionary(obj)
+    if own is not None:
+        own.pop(name, None)
 
 
 def _member(obj: object, name: str) -> types.MemberDescriptorType | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr_ckpt.store.draft import Blob, Buffer
 from flwr_ckpt.store.errors import CheckpointCorruptError, CheckpointError
@@ -32,9 +32,8 @@ from .tree import MISSING, OBJECT_KINDS, SEQUENCE_KINDS, Tree, kind_of, places
 Roots = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The state at one moment.
+class Snapshot(NamedTuple):
+    """The state at one moment. A tuple: one is made while training waits.
 
     Attributes
     ----------
@@ -128,7 +127,7 @@ class StateRecorder:
         baseline = self._taken_baseline()
         flat = _flat(roots)
         if self._inventory is not None and (known := self._flat.again(flat)) is not None:
-            return Snapshot(known.tree, baseline.tree, (), nothing, (), self._inventory, ())
+            return Snapshot(known, baseline.tree, (), nothing, (), self._inventory, ())
         collector = BlobCollector(self._pool)
         sharing = Sharing()
         found = self._walk(roots, sharing, collector)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .checkpoint_store import CheckpointStore, RoundRecord
 from .commands.prunable import Prunable
-from .draft import Blob, Buffer, Draft, LateBlobs, Outcome, Phase, settled
+from .draft import Blob, Buffer, Draft, LateBlobs, LateDocuments, Outcome, Phase, settled
 from .errors import (
     CheckpointCorruptError,
     CheckpointError,
@@ -55,6 +55,7 @@ __all__ = [
     "KeepEvery",
     "KeepLatest",
     "LateBlobs",
+    "LateDocuments",
     "Loaded",
     "Location",
     "Mode",

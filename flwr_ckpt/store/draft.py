@@ -6,6 +6,7 @@ Nothing here touches a disk. A `Draft` is made by ``strategies/`` (from what ``s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, overload
@@ -69,6 +70,32 @@ class LateBlobs(Sequence[Blob]):
     def __getitem__(self, index: slice) -> Sequence[Blob]: ...
     def __getitem__(self, index: int | slice) -> Blob | Sequence[Blob]:
         return tuple(self._make())[index]
+
+
+class LateDocuments(Mapping[str, Json]):
+    """Documents that are made when they are first read, as `LateBlobs` are.
+
+    Parameters
+    ----------
+    make : callable
+        Makes them all, from what cannot change any more.
+    """
+
+    def __init__(self, make: Callable[[], Mapping[str, Json]]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _made(self) -> Mapping[str, Json]:
+        return self._make()
+
+    def __getitem__(self, name: str) -> Json:
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
 
 
 def settled(data: Any) -> Buffer:

@@ -19,8 +19,8 @@ NUM_ROUNDS = 5
 KILLED_IN = 4
 # The round before the one that was killed may still have been on its way to the disk.
 FIRST_TO_TRAIN_AGAIN = KILLED_IN - 1
-STOPPED_ROUNDS = 8  # a server that is asked to stop finishes a round or two more
-STOPPED_IN = 3
+STOPPED_ROUNDS = 6  # a server that is asked to stop finishes a round or two more
+STOPPED_IN = 2
 
 
 class App:
@@ -167,13 +167,12 @@ def test_a_stopped_run_ends_as_one_that_was_left_alone(
 
 @pytest.mark.slow
 def test_a_deployment_whose_superlink_is_stopped_goes_on_under_another(lab: FlowerLab, record_property: Any) -> None:
+    """The server it leaves behind may sit in Flower's retries for long: the next one does not wait for its end."""
     alone = left_alone(BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
 
     app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
     run = app.start_until(STOPPED_IN, lab.deploy(app.num_clients))
-    server = lab.find(*SERVER)
     lab.terminate(*SUPERLINK)
-    wait_for_end(server)
     run.abandon()
     app.finish(lab.deploy(app.num_clients))
 
@@ -190,7 +189,7 @@ def test_a_server_that_lost_its_superlink_is_fenced_by_the_next(
     alone = left_alone(BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
 
     app = App(lab, BREAST_CANCER, num_clients=2, num_rounds=STOPPED_ROUNDS)
-    run = app.start_until(3)
+    run = app.start_until(STOPPED_IN)
     orphan = lab.find(*SERVER)
     orphan.suspend()  # else it may come to the end before the next server has started
     end_superlink(lab, *SUPERLINK)

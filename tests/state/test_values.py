@@ -178,6 +178,18 @@ def test_arrays_keep_type_shape_and_order(value: np.ndarray[Any, Any]) -> None:
     assert back.flags.writeable
 
 
+def test_large_arrays_are_captured_as_the_small_ones_are() -> None:
+    """They are copied in parts, by several threads."""
+    numbers = np.random.default_rng(1).integers(0, 2**31, (3000, 4001), np.int32)
+    large = {
+        "C": numbers,
+        "Fortran": np.asfortranarray(numbers),
+        "neither": numbers[::2, ::3],
+        "many small ones": [numbers[row].copy() for row in range(100)],
+    }
+    assert identical(after_restart(large), large)
+
+
 def test_integers_of_any_size_survive() -> None:
     assert after_restart([10**6000, -(2**4096), {2**64 + 1: 3}]) == [10**6000, -(2**4096), {2**64 + 1: 3}]
 

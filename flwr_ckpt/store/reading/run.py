@@ -16,7 +16,7 @@ from ..format.records import Commit, Entry, Extent, Segment
 from ..names import FENCES, CommitName, parse_manifest, round_folder
 from ..places.files import Files
 from ..values import Json
-from .newest import Line, VanishedError, read_commit
+from .newest import Line, Manifests, VanishedError, read_commit
 
 __all__ = ["Commit", "Entry", "Loaded", "RunReader"]
 
@@ -73,8 +73,9 @@ class RunReader:
         If not the location's own.
     recheck : callable, optional
         Called when something seems damaged: a writer makes sure here that no newer server is deleting it.
-    warned : set of str, optional
-        What has been warned of already; shared by the readers of one opening.
+    after : RunReader, optional
+        The reader before, of the same opening: what it has warned of is not said again, and what it has decoded need
+        not be decoded again.
 
     Attributes
     ----------
@@ -88,13 +89,14 @@ class RunReader:
         files: Files | None = None,
         *,
         recheck: Callable[[], None] = lambda: None,
-        warned: set[str] | None = None,
+        after: RunReader | None = None,
     ) -> None:
         self.location = location
         self._files = files if files is not None else location.files()
         self._recheck = recheck
         self.passed: tuple[Extent, ...] = ()
-        self.warned = warned if warned is not None else set()
+        self._warned: set[str] = after._warned if after is not None else set()
+        self._manifests: Manifests = after._manifests if after is not None else Manifests()
         self._known: tuple[list[str], Commit] | None = None  # the fences, and the newest commit under them
 
     def newest(self) -> Commit | None:
@@ -245,7 +247,7 @@ class RunReader:
         for _ in range(_TRIES):
             keys = self._files.keys()
             try:
-                result = work(Line(self._files, keys, self._warn))
+                result = work(Line(self._files, self._manifests, keys, self._warn))
             except VanishedError as error:
                 vanished = str(error)
                 continue
@@ -343,8 +345,8 @@ class RunReader:
         )
 
     def _warn(self, about: str, message: str) -> None:
-        if about not in self.warned:
-            self.warned.add(about)
+        if about not in self._warned:
+            self._warned.add(about)
             logger.warning("%s", message)
 
 

@@ -26,8 +26,8 @@ _NOTICEABLE_SECONDS = 0.5
 class _Job:
     """A draft on its way. Compared by identity: two drafts may be equal."""
 
-    def __init__(self, draft: Draft) -> None:
-        self.draft = draft
+    def __init__(self, draft: Draft, since: float) -> None:
+        self.draft, self.since = draft, since
         self.heavy = bool(draft.arrays) or bool(draft.state)
         self.taken = False
 
@@ -50,8 +50,16 @@ class BackgroundWriter:
     on_error : callable
         Given a draft and why its commit failed, in the writer thread; later drafts are written nevertheless. Not
         called for a `FencedError`, which ends all writing and is raised to the caller instead.
+    on_durable : callable
+        Given a commit and how many seconds it took from when it was handed over, in the writer thread, ahead of the
+        draft's own ``durable``.
     clock : callable
         Monotonic seconds.
+
+    Attributes
+    ----------
+    fenced : FencedError or None
+        Why nothing is written any more, once another server has taken the run over.
     """
 
     def __init__(
@@ -60,11 +68,13 @@ class BackgroundWriter:
         retain: Callable[[], None],
         *,
         on_error: Callable[[Draft, BaseException], None],
+        on_durable: Callable[[Commit, float], None] = lambda commit, seconds: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._commit = commit
         self._retain = retain
         self._on_error = on_error
+        self._on_durable = on_durable
         self._clock = clock
         self._pid = os.getpid()
         # Entered as a plain lock: the `__enter__` of a Condition is Python code, where an exception thrown into
@@ -75,7 +85,7 @@ class BackgroundWriter:
         self._queue: deque[_Job] = deque()
         self._writing: _Job | None = None
         self._failure: BaseException | None = None
-        self._fenced: FencedError | None = None
+        self.fenced: FencedError | None = None
         self._retention_due = False
         self._closing = False
         self._waited = 0.0
@@ -87,11 +97,6 @@ class BackgroundWriter:
         )
         for thread in self._threads:
             thread.start()
-
-    @property
-    def fenced(self) -> FencedError | None:
-        """Why nothing is written any more, once another server has taken the run over."""
-        return self._fenced
 
     @property
     def is_copy(self) -> bool:
@@ -113,7 +118,7 @@ class BackgroundWriter:
         CheckpointError
             After `close`, or in a child process made by ``fork``.
         """
-        job = _Job(draft)
+        job = _Job(draft, self._clock())
         try:
             self._require_own_process()
             return self._enqueue(job)
@@ -143,7 +148,7 @@ class BackgroundWriter:
         with self._lock:
             self._wait_while(lambda: bool(self._pending()))
             failure, self._failure = self._failure, None
-            error = self._fenced or failure
+            error = self.fenced or failure
         if error is not None:
             raise error
 
@@ -167,17 +172,18 @@ class BackgroundWriter:
     def _enqueue(self, job: _Job) -> float:
         with self._lock:
             waited = 0.0
-            if job.heavy:
+            if job.heavy and self._queue:
                 waited = self._wait_while(
-                    lambda: not self._closing and self._fenced is None and any(other.heavy for other in self._queue)
+                    lambda: not self._closing and self.fenced is None and any(other.heavy for other in self._queue)
                 )
-            if self._fenced is not None:
-                raise self._fenced
+            if self.fenced is not None:
+                raise self.fenced
             if self._closing:
                 raise CheckpointError(f"round {job.draft.round} was handed to a checkpoint writer that is closed")
             self._queue.append(job)
             self._changed.notify_all()
-        self._report(waited, "to hand over the next one")
+        if waited:
+            self._report(waited, "to hand over the next one")
         return waited
 
     def _is_nobodys(self, job: _Job) -> bool:
@@ -249,10 +255,11 @@ class BackgroundWriter:
 
     def _write(self, job: _Job) -> BaseException | None:
         try:
-            if self._fenced is not None:
-                return self._fenced
+            if self.fenced is not None:
+                return self.fenced
             commit = self._commit(job.draft)
             if commit is not None:
+                self._on_durable(commit, self._clock() - job.since)
                 job.draft.durable(commit)
             return None
         # Everything, MemoryError too: a writer thread that ended would leave its callers waiting for ever.
@@ -269,7 +276,7 @@ class BackgroundWriter:
                 logger.exception("Handling a failed commit of round %d failed itself.", job.draft.round)
         with self._lock:
             if isinstance(error, FencedError):
-                self._fenced = self._fenced or error
+                self.fenced = self.fenced or error
             elif error is not None:
                 self._failure = self._failure or error
             else:
@@ -284,7 +291,7 @@ class BackgroundWriter:
                 self._retain()
             except FencedError as error:
                 with self._lock:
-                    self._fenced = self._fenced or error
+                    self.fenced = self.fenced or error
                     self._changed.notify_all()
             except Exception as error:  # nothing is lost by a round too many; a thread that ended would keep them all
                 logger.warning("Old rounds could not be removed (%s); it is tried again after the next commit.", error)
@@ -296,7 +303,7 @@ class BackgroundWriter:
                     return False
                 self._written.wait()
             self._retention_due = False
-            return self._fenced is None
+            return self.fenced is None
 
 
 def _release(draft: Draft) -> None:

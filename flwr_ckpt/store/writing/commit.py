@@ -112,7 +112,7 @@ class RunWriter:
         *,
         strict_history: bool = True,
         files: Files | None = None,
-        warned: set[str] | None = None,
+        after: RunReader | None = None,
     ) -> RunWriter:
         """Take a generation, and make durable what is newest.
 
@@ -120,8 +120,8 @@ class RunWriter:
         ----------
         strict_history : bool
             Whether a damaged part of the history is an error; else its metrics are left out, for good.
-        warned : set of str, optional
-            What a reader has warned of already (`RunReader.warned`).
+        after : RunReader, optional
+            Who has looked at the run for the same opening.
 
         Raises
         ------
@@ -135,10 +135,10 @@ class RunWriter:
             If the place cannot be written.
         """
         files = files if files is not None else location.files()
-        warned = set() if warned is None else warned
-        RunReader(location, files, warned=warned).newest()
+        before = RunReader(location, files, after=after)
+        before.newest()
         fence = take_generation(files)
-        reader = RunReader(location, files, recheck=lambda: look(files, fence), warned=warned)
+        reader = RunReader(location, files, recheck=lambda: look(files, fence), after=before)
         resumed = reader.resume(strict_history=strict_history)
         if resumed is None:
             return cls(location, files, fence, keep, passed=reader.passed)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from ...store import CheckpointError
 
 
 class Depth:
     """Whether a hook was called by the server, or by another of the strategy's own hooks.
+
+    Entered around each of the strategy's own hooks. Explains the one failure that the wrapping brings about:
+    a `CheckpointError` where a strategy calls itself without end.
 
     Parameters
     ----------
@@ -27,22 +29,15 @@ class Depth:
         """Whether this thread is inside one of the strategy's own hooks: calls of others from there pass through."""
         return getattr(self._of, "value", 0) > 0
 
-    @contextmanager
-    def inside(self) -> Iterator[None]:
-        """Mark the strategy's own hook as running, and explain the one failure that the wrapping brings about.
-
-        Raises
-        ------
-        CheckpointError
-            Where a strategy calls itself without end.
-        """
+    def __enter__(self) -> None:
         self._of.value = getattr(self._of, "value", 0) + 1
-        try:
-            yield
-        except RecursionError as error:
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._of.value -= 1
+        if isinstance(error, RecursionError):
             raise CheckpointError(
                 f"{self._name} called itself without end. If it says `super(type(self), self)`, write `super()`: "
                 "type(self) is not the class the method stands in as soon as anybody subclasses it, as wrapping does"
             ) from error
-        finally:
-            self._of.value -= 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,11 +13,19 @@ from .identity import Identity
 Documents = Mapping[str, Json]
 
 
-def written_documents(identity: Json, tree: Json, node_ids: Sequence[Any]) -> dict[str, Json]:
-    """What a commit says beside its state: who wrote it, and what of the state is keyed by node ids."""
+def written_documents(
+    identity: Json, tree: Json, baseline: Json, node_ids: Collection[Any], choices: Json
+) -> dict[str, Json]:
+    """What a commit says: who wrote it, the state, what of it is keyed by node ids, and which models are chosen."""
     keyed = dicts_keyed_by(tree, node_ids) if node_ids else {}
-    nodes = {path: [str(key) for key in keys] for path, keys in keyed.items()}
-    return {"identity": identity, "nodes": nodes, "attempts": {}}
+    return {
+        "state": tree,
+        "baseline": baseline,
+        "identity": identity,
+        "nodes": {path: [str(key) for key in keys] for path, keys in keyed.items()},
+        "attempts": {},
+        "choices": choices,
+    }
 
 
 def identity_of(documents: Documents, where: str) -> Identity:

@@ -83,7 +83,7 @@ class LegacyRun:
         session.kept.take_baseline()
         session.nodes.seed(0, "initialize")
         manager = self._manager(client_manager)
-        with session.depth.inside():
+        with session.depth:
             given = original(client_manager=manager)
         _check_parameters(given, f"initialize_parameters of {session.name} returned")
         self._open(given)
@@ -119,7 +119,7 @@ class LegacyRun:
         if phase == "train":
             session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
-        with session.nodes.known(), session.depth.inside():
+        with session.nodes, session.depth:
             instructions = list(
                 original(server_round=server_round, parameters=parameters, client_manager=manager) or []
             )
@@ -139,7 +139,7 @@ class LegacyRun:
             return parameters, {} if outcome is None else dict(outcome.metrics or {})
         session.enter(server_round, "aggregate-train")
         self._unanswered = 0
-        with session.depth.inside():
+        with session.depth:
             parameters, metrics = original(server_round, self._in_order(results), failures)
         _check_parameters(parameters, f"aggregate_fit of {session.name} returned")
         outcome = Outcome(server_round, "train", parameters is not None, storable(metrics or {}, "aggregate_fit"))
@@ -158,7 +158,7 @@ class LegacyRun:
             session.replayed(server_round, "evaluate")
             return (None, {}) if outcome is None else (outcome.loss, dict(outcome.metrics or {}))
         session.enter(server_round, "aggregate-evaluate")
-        with session.depth.inside():
+        with session.depth:
             loss, metrics = original(server_round, self._in_order(results), failures)
         plain = storable(metrics or {}, "aggregate_evaluate")
         if loss is not None:
@@ -183,7 +183,7 @@ class LegacyRun:
         session.enter(server_round, "central")
         self._check_passed_on(server_round, parameters)
         session.commit_initial(parameters)
-        with session.depth.inside():
+        with session.depth:
             answer: tuple[float, Any] | None = original(server_round, parameters=parameters)
         if answer is None:
             session.absent(Outcome(server_round, "central", False))

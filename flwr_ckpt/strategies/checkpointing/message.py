@@ -45,7 +45,7 @@ class MessageRun:
         self._first_hook_done = False
         self._sent: dict[Phase, bool] = {}
         self._last_configured = 0
-        self._aggregated: set[tuple[int, Phase]] = set()
+        self._aggregated: dict[Phase, int] = {}  # the last round of each
         self._evaluated = 0  # the last round that clients have evaluated
 
     # --- start ---------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class MessageRun:
         session.commit_initial(self._initial_arrays())
         if phase == "train":
             session.wait_for_disk(server_round)
-        with session.nodes.known(), session.depth.inside():
+        with session.nodes, session.depth:
             messages = list(original(server_round, self._swapped(arrays), config, grid))
         self._sent[phase] = bool(messages)
         if phase == "train" and messages:
@@ -135,7 +135,7 @@ class MessageRun:
             return self._replay_train(server_round)
         session.enter(server_round, "aggregate-train")
         self._check_once(server_round, "train")
-        with session.depth.inside():
+        with session.depth:
             arrays, metrics = original(server_round, self._in_order(replies))
         if arrays is not None and not isinstance(arrays, ArrayRecord):
             raise CheckpointError(
@@ -156,7 +156,7 @@ class MessageRun:
             return metrics
         session.enter(server_round, "aggregate-evaluate")
         self._check_once(server_round, "evaluate")
-        with session.depth.inside():
+        with session.depth:
             metrics = original(server_round, self._in_order(replies))
         plain, detail = metrics_of(metrics, "aggregate_evaluate")
         took_place = self._sent.pop("evaluate", False) or plain is not None
@@ -265,12 +265,12 @@ class MessageRun:
         self._last_configured = server_round
 
     def _check_once(self, server_round: int, phase: Phase) -> None:
-        if (server_round, phase) in self._aggregated:
+        if self._aggregated.get(phase) == server_round:
             raise CheckpointError(
                 f"{self.session.name}: aggregate_{phase} was called twice for round {server_round}; a resumed run "
                 "could not tell the two answers apart"
             )
-        self._aggregated = {(server_round, phase), *(done for done in self._aggregated if done[0] == server_round)}
+        self._aggregated[phase] = server_round
 
 
 def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
+from types import TracebackType
 from typing import Any
 
 from ...store import CheckpointMismatchError
@@ -12,6 +12,10 @@ from .seeding import seed_everything, seed_random, sorted_ids
 
 class Nodes:
     """What a run knows of its nodes (or clients, in the legacy API).
+
+    Entered around a configure hook: before messages of a resumed run leave, are the nodes there that its state speaks
+    of? Asked afterwards, since only the hook waits for nodes; also if it raised, as it may well do over a node that
+    the state does not know. If none is there, that is a `CheckpointMismatchError`.
 
     Parameters
     ----------
@@ -24,14 +28,14 @@ class Nodes:
 
     Attributes
     ----------
-    ids : list
+    ids : frozenset
         Those that were offered last.
     keyed : Mapping[str, list of str]
         What of the resumed state is keyed by node ids: path to ids; set as a run is resumed.
     """
 
     def __init__(self, where: str, seed: int | None, *, private: bool) -> None:
-        self.ids: list[Any] = []
+        self.ids: frozenset[Any] = frozenset()
         self.keyed: Mapping[str, list[str]] = {}
         self._where = where
         self._seed = seed
@@ -52,32 +56,20 @@ class Nodes:
             seed_random(self._seed, *self._moment)
         return sorted_ids(ids)
 
-    def offered(self, ids: list[Any]) -> None:
+    def offered(self, ids: Collection[Any]) -> None:
         """Note which nodes there are."""
-        self.ids = ids
+        self.ids = frozenset(ids)
 
-    @contextmanager
-    def known(self) -> Iterator[None]:
-        """Around a configure hook, before messages of a resumed run leave: are the nodes its state speaks of there?
+    def __enter__(self) -> None:
+        pass
 
-        Asked afterwards, since only the hook waits for nodes; also if it raised, as it may well do over a node that the
-        state does not know.
-
-        Raises
-        ------
-        CheckpointMismatchError
-            If none of them is.
-        """
-        try:
-            yield
-        except Exception:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.keyed and self.ids and (error is None or isinstance(error, Exception)):
             self._check()
-            raise
-        self._check()
 
     def _check(self) -> None:
-        if not self.ids:
-            return
         keyed, self.keyed = self.keyed, {}  # asked once, of those who are there at the first hook
         here = {str(item) for item in self.ids}
         for path, keys in keyed.items():

@@ -13,6 +13,7 @@ from ...store import CheckpointCorruptError, CheckpointError, Outcome, Phase, to
 Position = tuple[int, int]  # round, and the index of a phase in the order of the API
 
 MESSAGE_ORDER: tuple[Phase, ...] = ("initial", "train", "evaluate", "central")
+_PLAIN = frozenset({bool, int, float, str})  # most metrics; of the others only `to_json` can tell
 LEGACY_ORDER: tuple[Phase, ...] = ("initial", "train", "central", "evaluate")
 
 
@@ -108,7 +109,10 @@ def storable(metrics: Mapping[str, Any], where: str) -> dict[str, Any]:
     CheckpointError
         Naming the first that cannot.
     """
-    for key, value in metrics.items():
+    plain = dict(metrics.items())
+    for key, value in plain.items():
+        if type(value) in _PLAIN:
+            continue
         try:
             to_json(value)
         except TypeError as error:
@@ -116,7 +120,7 @@ def storable(metrics: Mapping[str, Any], where: str) -> dict[str, Any]:
                 f"{where} returned a metric that cannot be stored: {key!r} ({error}); return numbers, strings, bytes "
                 "or lists of numbers"
             ) from None
-    return dict(metrics)
+    return plain
 
 
 def metric_record(outcome: Outcome | None) -> Any:

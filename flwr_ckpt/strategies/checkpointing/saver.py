@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 from ...state import Snapshot
-from ...store import BackgroundWriter, Blob, Commit, Draft, Json, Outcome, Phase, RunWriter
+from ...store import BackgroundWriter, Blob, Commit, Draft, Json, LateDocuments, Outcome, Phase, RunWriter
 from .. import logs
 from .failures import Failures
 
@@ -32,7 +31,9 @@ class Saver:
         self._failures = failures
         self._save_every = save_every
         self._before_release = before_release
-        self._background = BackgroundWriter(writer.commit, writer.retain, on_error=failures.met)
+        self._background = BackgroundWriter(
+            writer.commit, writer.retain, on_error=failures.met, on_durable=functools.partial(_told, failures)
+        )
         self._end = weakref.finalize(self, _end, self._background, writer)
         self._pending: list[Outcome] = []
         self._held: Draft | None = None
@@ -60,7 +61,7 @@ class Saver:
         phase: Phase,
         blobs: Sequence[Blob] | None,
         snapshot: Snapshot,
-        documents: Mapping[str, Json],
+        documents: Callable[[], Mapping[str, Json]],
         durable: Callable[[Commit], None],
         *,
         due: bool = True,
@@ -73,8 +74,8 @@ class Saver:
             The global arrays; None leaves them as they are on disk.
         snapshot : Snapshot
             The strategy's own state.
-        documents : Mapping[str, Json]
-            What else goes into the commit.
+        documents : callable
+            Makes, in the writer's thread, what else goes into the commit.
         durable : callable
             Called with the commit in the writer's thread, once it is durable.
         due : bool
@@ -85,7 +86,7 @@ class Saver:
             phase=phase,
             arrays=self._arrays(blobs),
             state=snapshot.blobs,
-            documents={"state": snapshot.tree, "baseline": snapshot.baseline, **documents},
+            documents=LateDocuments(documents),
             outcomes=tuple(self._pending),
             durable=durable,
             release=snapshot.release,
@@ -93,7 +94,8 @@ class Saver:
         if not due and server_round % self._save_every:
             self._hold(draft)
             return
-        self._hold(None)
+        if self._held is not None:
+            self._hold(None)
         self._submit(draft)
         if self._before_release:
             self.settle()
@@ -109,7 +111,7 @@ class Saver:
 
     def end(
         self,
-        capture: Callable[[], tuple[Snapshot, Mapping[str, Json]]],
+        capture: Callable[[Json], tuple[Snapshot, Callable[[], Mapping[str, Json]]]],
         choices: Json,
         durable: Callable[[Commit], None],
     ) -> None:
@@ -118,7 +120,8 @@ class Saver:
         Parameters
         ----------
         capture : callable
-            Gives state and documents, if phases that made no commit of their own came after the last one.
+            Given the choices, gives state and documents, if phases that made no commit of their own came after the
+            last one.
         choices : Json
             Models that are chosen and not written yet.
         durable : callable
@@ -126,8 +129,8 @@ class Saver:
         """
         self._release_held()
         if self._pending:
-            snapshot, documents = capture()
-            self.save(self._last_round, "end", None, snapshot, {**documents, "choices": choices}, durable)
+            snapshot, documents = capture(choices)
+            self.save(self._last_round, "end", None, snapshot, documents, durable)
         else:
             self._submit(Draft(self._last_round, "end", documents={"choices": choices}, durable=durable))
         self.settle()
@@ -156,8 +159,8 @@ class Saver:
 
     def raise_failure(self) -> None:
         """Raise that another server has taken over, or the first failure that is to be raised."""
-        if self._background.fenced is not None:
-            raise self._background.fenced
+        if (fenced := self._background.fenced) is not None:
+            raise fenced
         self._failures.raise_once()
 
     def close(self) -> None:
@@ -186,22 +189,14 @@ class Saver:
             self._submit(held)
 
     def _submit(self, draft: Draft) -> None:
-        draft = replace(draft, durable=_told(self._failures, draft, time.monotonic()))
         del self._pending[: len(draft.outcomes)]  # what a draft carries is what had been noted as it was made
         self._last_submitted = draft.round
         self._background.submit(draft)
 
 
-def _told(failures: Failures, draft: Draft, since: float) -> Callable[[Commit], None]:
-    durable = draft.durable  # not the draft: it holds the arrays
-
-    def made_good(commit: Commit) -> None:
-        failures.made_good()
-        passed = time.monotonic() - since
-        logs.debug("Round %d (%s) is on disk, %.2f s after it was handed over", commit.round, commit.phase, passed)
-        durable(commit)
-
-    return made_good
+def _told(failures: Failures, commit: Commit, seconds: float) -> None:
+    failures.made_good()
+    logs.debug("Round %d (%s) is on disk, %.2f s after it was handed over", commit.round, commit.phase, seconds)
 
 
 def _end(background: BackgroundWriter, writer: RunWriter) -> None:

@@ -7,8 +7,9 @@ It knows nothing of messages or client proxies; `message_hooks` and `legacy_hook
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ...state import Snapshot
@@ -184,7 +185,7 @@ class Session:
 
     def _take_over(self) -> None:
         """Take a generation; look again at whose run it is, now that no older server can change it."""
-        writer = RunWriter.open(self.location, self.keep, strict_history=self._strict, warned=self.reader.warned)
+        writer = RunWriter.open(self.location, self.keep, strict_history=self._strict, after=self.reader)
         resumed = writer.resumed
         try:
             if resumed is None:
@@ -263,10 +264,11 @@ class Session:
             self._take_over()
         else:
             self._saver.raise_failure()
-        self._put_back()
-        self._quiet.end()
-        self._tell_resumed()
-        self.live = True
+        if not self.live:
+            self._put_back()
+            self._quiet.end()
+            self._tell_resumed()
+            self.live = True
         self.nodes.seed(server_round, moment)
 
     def _tell_resumed(self) -> None:
@@ -300,7 +302,7 @@ class Session:
         self.models.take(arrays)
         if self.own_start and self.settings.keep is None and self.num_rounds is not None:
             check_space(self.location, self.name, sum(len(blob.data) for blob in blobs), self.num_rounds)
-        snapshot, documents = self._capture()
+        snapshot, documents = self._capture({})
         for line in snapshot.inventory:
             logs.info("  %s", line)
         self._saver.save(0, "initial", blobs, snapshot, documents, lambda commit: None)
@@ -330,13 +332,10 @@ class Session:
         blobs = None if arrays is None else self._api.blobs(arrays)
         if arrays is not None:
             self.models.take(arrays)
-        self._metric_names |= metric_names(outcome)
-        if outcome.phase == "train" and self._rounds_trained == 2:
-            tell_unknown_metrics(self.keep, self._metric_names)
+        self._know_metrics(outcome)
         self._saver.note(outcome)
         choices, write = self.models.waiting()
-        snapshot, documents = self._capture()
-        documents["choices"] = choices
+        snapshot, documents = self._capture(choices)
         if snapshot.problems:
             snapshot.release()
             self._meet_problems(outcome.round, snapshot.problems)
@@ -356,17 +355,29 @@ class Session:
         if self.loaded is not None:
             self.loaded = replace(self.loaded, arrays={}, state={})
 
+    def _know_metrics(self, outcome: Outcome) -> None:
+        """Two rounds show which metrics there are: time to say that retention names one that is not among them."""
+        if self._rounds_trained > 2:
+            return
+        self._metric_names |= metric_names(outcome)
+        if outcome.phase == "train" and self._rounds_trained == 2:
+            tell_unknown_metrics(self.keep, self._metric_names)
+
     def _meet_problems(self, server_round: int, problems: Sequence[str]) -> None:
         message = "state that cannot be stored:\n" + "\n".join(f"  - {line}" for line in problems)
         if self._rounds_trained <= _EARLY_ROUNDS:
             raise CheckpointError(message)
         logs.error("Round %d is not saved: %s", server_round, message)
 
-    def _capture(self) -> tuple[Snapshot, dict[str, Json]]:
+    def _capture(self, choices: Json) -> tuple[Snapshot, Callable[[], dict[str, Json]]]:
         snapshot = self.kept.capture()
         for line in snapshot.warnings:
             logs.warning("%s", line)
-        return snapshot, written_documents(self._identity_json, snapshot.tree, self.nodes.ids)
+        # Without the snapshot itself: what a failed commit leaves to the next one must not hold the snapshot's buffers.
+        documents = partial(
+            written_documents, self._identity_json, snapshot.tree, snapshot.baseline, self.nodes.ids, choices
+        )
+        return snapshot, documents
 
     # --- the end -------------------------------------------------------------------------------------------------
 
