@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections import Counter
@@ -57,6 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if missing := [name for name in OPTIONAL if find_spec(name) is None and name not in without]:
         flags = " ".join(f"--without {name}" for name in missing)
         raise pytest.UsageError(f"not installed: {', '.join(missing)}. Install .[dev], or go without: {flags}")
+
+
+def pytest_collection_finish() -> None:
+    """Two of Flower's strategies collect garbage several times a round: not through all that the tests have loaded."""
+    gc.freeze()
 
 
 def pytest_report_header(config: pytest.Config) -> str:
