@@ -12,7 +12,6 @@ import math
 import os
 import re
 import secrets
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from zlib_ng.zlib_ng import crc32
 
 from ..store import CheckpointCorruptError, CheckpointNotFoundError, FormatVersionError
 from ..store.places.local_files import LocalFiles
@@ -251,11 +251,11 @@ def _replacing(path: Path) -> Iterator[tuple[LocalFiles, str]]:
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
     """One number for all that the file says, however its parts are ordered."""
-    crc = zlib.crc32(json.dumps(sorted(metadata.items())).encode())
+    crc = crc32(json.dumps(sorted(metadata.items())).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
-        crc = zlib.crc32(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), crc)
-        crc = zlib.crc32(_payload(tensor), crc)
+        crc = crc32(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), crc)
+        crc = crc32(_payload(tensor), crc)
     return f"{crc:08x}"
 
 

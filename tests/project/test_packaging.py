@@ -27,8 +27,8 @@ def names(requirements: list[str]) -> set[str]:
     return {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in requirements}
 
 
-def test_the_core_needs_flower_and_numpy_alone(project: dict[str, Any]) -> None:
-    assert names(project["dependencies"]) == {"flwr", "numpy"}
+def test_the_core_needs_flower_numpy_and_a_quick_checksum_alone(project: dict[str, Any]) -> None:
+    assert names(project["dependencies"]) == {"flwr", "numpy", "zlib-ng"}
 
 
 def test_all_holds_every_extra_that_is_for_users(project: dict[str, Any]) -> None:
@@ -55,7 +55,7 @@ def test_each_development_dependency_is_pinned(project: dict[str, Any]) -> None:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0].lower() for line in lines if not line.startswith("#")}
     extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name not in PINNED_ELSEWHERE}
-    wanted = names([requirement for extra in extras.values() for requirement in extra]) | {"flwr", "numpy"}
+    wanted = names([requirement for extra in extras.values() for requirement in extra]) | {"flwr", "numpy", "zlib-ng"}
     assert wanted - {"flwr-ckpt"} <= pinned
 
 

@@ -6,12 +6,13 @@ The format is an 8-byte length, a JSON header padded with spaces, and the elemen
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
+
+from zlib_ng.zlib_ng import crc32
 
 from ..names import unique
 from ..places.files import Files
@@ -72,13 +73,13 @@ def write_data_file(files: Files, key: str, pieces: Sequence[Piece]) -> Written:
     sizes = [payload.nbytes for payload in payloads]
     head, offsets = layout([pieces[index] for index in order])
     sums: list[int] = []
-    files.create(key, [head, *payloads], beside=lambda: sums.extend(map(zlib.crc32, payloads)))
+    files.create(key, [head, *payloads], beside=lambda: sums.extend(map(crc32, payloads)))
     places = [len(head) + offset for offset in offsets]
     chunks = dict(zip(order, map(Chunk, places, sizes, sums), strict=True))
     return Written(
         key=key,
         size=len(head) + sum(sizes),
-        head=Chunk(0, len(head), zlib.crc32(head)),
+        head=Chunk(0, len(head), crc32(head)),
         chunks=tuple(chunks[index] for index in range(len(pieces))),
     )
 

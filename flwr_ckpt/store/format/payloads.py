@@ -6,10 +6,11 @@ import io
 import logging
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from zlib_ng.zlib_ng import crc32
 
 from ..errors import CheckpointCorruptError
 from ..places.files import Files, is_damage
@@ -18,8 +19,6 @@ from .records import Chunk, Commit, DataFile, Entry, Place
 
 logger = logging.getLogger("flwr")
 
-_THREADS = 2  # one reads while the other computes checksums
-_THREADS_FROM = 1 << 23  # bytes
 _SAID_EVERY = 5.0  # seconds
 _T = TypeVar("_T")
 
@@ -48,13 +47,13 @@ def read_blob(files: Files, entry: Entry) -> bytes:
 
 
 def read_blobs(files: Files, entries: Sequence[Entry]) -> list[bytes]:
-    """Read many blobs, in two threads where that pays."""
-    return _for_each(entries, lambda entry: read_blob(files, entry))
+    """Read many blobs, several at once where that pays."""
+    return _for_each(files, entries, lambda entry: read_blob(files, entry))
 
 
 def view_payloads(files: Files, entries: Sequence[Entry]) -> list[memoryview]:
-    """Map the stored bytes of many entries, as `view_payload` does, in two threads where that pays."""
-    return _for_each(entries, lambda entry: view_payload(files, entry))
+    """Map the stored bytes of many entries, as `view_payload` does, several at once where that pays."""
+    return _for_each(files, entries, lambda entry: view_payload(files, entry))
 
 
 def view_payload(files: Files, entry: Entry) -> memoryview:
@@ -72,7 +71,7 @@ def view_payload(files: Files, entry: Entry) -> memoryview:
             if not is_damage(error):
                 raise
             continue
-        if view.nbytes == entry.size and zlib.crc32(view) == entry.crc:
+        if view.nbytes == entry.size and crc32(view) == entry.crc:
             return view
     return memoryview(read_blob(files, entry))[len(entry.header) :]
 
@@ -110,7 +109,7 @@ def _problems_of_file(files: Files, file: DataFile, chunks: list[Chunk]) -> Iter
     end = 0
     for chunk in sorted(chunks, key=lambda chunk: chunk.offset):
         data = files.read(file.key, chunk.offset, chunk.size)
-        if zlib.crc32(data) != chunk.crc:
+        if crc32(data) != chunk.crc:
             yield f"{path}: bytes {chunk.offset} to {chunk.offset + chunk.size} are not those that were written"
         if chunk.offset != end:
             yield f"{path}: no checksum covers the bytes from {end} to {chunk.offset}"
@@ -147,26 +146,23 @@ def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, i
         whole[:start] = entry.header
         for part in files.fill(place.file, place.offset, target):
             with part:
-                crc = zlib.crc32(part, crc)
+                crc = crc32(part, crc)
                 size += part.nbytes
     return memory.getvalue(), size, crc
 
 
-def _for_each(entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]:
-    if sum(entry.size for entry in entries) < _THREADS_FROM:
-        return [work(entry) for entry in entries]
-    done: dict[int, _T] = {}
-    waiting = iter(range(len(entries)))  # shared, so that no thread is idle while the other has many left
+def _for_each(files: Files, entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]:
     progress = _Progress(sum(entry.size for entry in entries))
 
-    def run(_: int) -> None:
-        for index in waiting:
-            done[index] = work(entries[index])
-            progress.done(entries[index].size)
+    def run(entry: Entry) -> _T:
+        result = work(entry)
+        progress.done(entry.size)
+        return result
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        list(pool.map(run, range(_THREADS)))
-    return [done[index] for index in range(len(entries))]
+    if files.at_once == 1 or len(entries) < 2:
+        return [run(entry) for entry in entries]
+    with ThreadPoolExecutor(files.at_once) as pool:
+        return list(pool.map(run, entries))
 
 
 class _Progress:

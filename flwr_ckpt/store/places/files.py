@@ -28,7 +28,14 @@ class Files(Protocol):
 
     Every method may raise `OSError`; a missing file is a `FileNotFoundError`, a name that is taken a
     `FileExistsError`.
+
+    Attributes
+    ----------
+    at_once : int
+        How many reads at once are quicker than one after the other.
     """
+
+    at_once: int
 
     def describe(self, key: str = "") -> str:
         """Say where a key lies, for messages."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import mmap
 import os
 import secrets
@@ -20,7 +21,7 @@ from .system import System
 
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
-_PART = 1 << 19  # bytes
+_PART = 1 << 18  # bytes
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe in a file's place must not be waited for
 
@@ -35,6 +36,8 @@ class LocalFiles:
     system : System, optional
         Carries out the calls; the operating system itself, if not a test's.
     """
+
+    at_once = 1  # what takes the time is the kernel's handing out of memory, which goes no faster in two threads
 
     def __init__(self, root: Path, system: System = os) -> None:
         self.root = root
@@ -200,13 +203,13 @@ class LocalFiles:
             raise FileNotFoundError(
                 errno.ENOENT, "a folder of a run is no link; put back what was there", self.describe(folder)
             )
-        return self.root / key
+        return _joined(self.root, key)
 
     def _is_link(self, folder: str) -> bool:
         if not folder:
             return False
         try:
-            return stat.S_ISLNK(self._system.stat(self.root / folder, follow_symlinks=False).st_mode)
+            return stat.S_ISLNK(self._system.stat(_joined(self.root, folder), follow_symlinks=False).st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
 
@@ -279,6 +282,11 @@ class LocalFiles:
                     break
                 written -= view.nbytes
                 start += 1
+
+
+@functools.lru_cache(maxsize=64)  # 10,000 arrays may lie in one file, and a path takes as long to make as to open
+def _joined(root: Path, key: str) -> Path:
+    return root / key
 
 
 def _folder_of(key: str) -> str:

@@ -86,6 +86,8 @@ class ObjectFiles:
         The folder in the bucket.
     """
 
+    at_once = 4  # each waits for an answer most of the time
+
     def __init__(self, store: ObjectStore, url: str, root: str) -> None:
         self._store = store
         self._url = url
