@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from flwr_ckpt.store.errors import CheckpointCorruptError
-from flwr_ckpt.store.values import Json
+from flwr_ckpt.store.values import Json, require, typed
 
 from .leaves import Node
 from .objects import RESERVED
@@ -38,46 +38,46 @@ def sound_tree(tree: Json) -> Tree:
 
 def _require_nodes(tree: Json) -> None:
     """Make sure that every node has the parts by which trees are walked, and that none is reached twice."""
-    unused = dict(enumerate(_typed(tree["deep"], list)))
+    unused = dict(enumerate(typed(tree["deep"], list)))
     identities: set[str] = set()
     named: set[str] = set()
-    stack: list[Node] = list(_typed(tree["roots"], dict).values())
+    stack: list[Node] = list(typed(tree["roots"], dict).values())
     while stack:
         node = stack.pop()
         if not isinstance(node, dict):
             continue
-        kind = _typed(node["$"], str)
+        kind = typed(node["$"], str)
         if kind == "deep":
-            stack.append(unused.pop(_typed(node["n"], int)))
+            stack.append(unused.pop(typed(node["n"], int)))
         elif kind == "same":
-            named.add(_typed(node["as"], str))
+            named.add(typed(node["as"], str))
         else:
             _require_parts(kind, node)
             if "id" in node:
-                _require(_typed(node["id"], str) not in identities, f"two of {node['id']!r:.80}")
+                require(typed(node["id"], str) not in identities, f"two of {node['id']!r:.80}")
                 identities.add(node["id"])
             stack.extend(children(node))
-    _require(named <= identities, f"no {min(named - identities, default='')!r:.80}")
+    require(named <= identities, f"no {min(named - identities, default='')!r:.80}")
 
 
 def _require_parts(kind: str, node: dict[str, Any]) -> None:
     if kind in SEQUENCE_KINDS:
-        _typed(node["v"], list)
+        typed(node["v"], list)
     elif kind in MAPPING_KINDS:
-        _typed(node["kv"], list) if "kv" in node else _typed(node["v"], dict)
+        typed(node["kv"], list) if "kv" in node else typed(node["v"], dict)
         _require_attributes(node.get("attributes", {}))
     elif kind in OBJECT_KINDS:
-        _typed(node["id"], str)
-        _typed(node["type"], str)
+        typed(node["id"], str)
+        typed(node["type"], str)
         if kind == "object":
             _require_attributes(node["v"])
     elif kind == "generator":
-        _typed(node["id"], str)
-        _typed(node["kind"], str)
+        typed(node["id"], str)
+        typed(node["kind"], str)
 
 
 def _require_attributes(attributes: Json) -> None:
-    _require(RESERVED not in _typed(attributes, dict), f"an attribute {RESERVED}")
+    require(RESERVED not in typed(attributes, dict), f"an attribute {RESERVED}")
 
 
 def _require_no_cycle(tree: Tree) -> None:
@@ -93,7 +93,7 @@ def _require_no_cycle(tree: Tree) -> None:
                 inside.remove(id(node))
                 done.add(id(node))
             elif isinstance(node, dict) and id(node) not in done:
-                _require(id(node) not in inside, "a container that lies in itself")
+                require(id(node) not in inside, "a container that lies in itself")
                 below = list(children(node))
                 if node["$"] in OBJECT_KINDS:
                     done.add(id(node))
@@ -102,14 +102,3 @@ def _require_no_cycle(tree: Tree) -> None:
                     inside.add(id(node))
                     stack.append((node, True))
                     stack.extend((child, False) for child in below)
-
-
-def _typed(value: Json, kind: type[_T]) -> _T:
-    if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} where {kind.__name__} is expected")
-    return value
-
-
-def _require(condition: bool, found: str) -> None:
-    if not condition:
-        raise ValueError(f"it states {found}")

@@ -11,12 +11,13 @@ import base64
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 _NUMPY_KINDS = "biufcSU"
 
+_T = TypeVar("_T")
 Json = Any  # what `json.loads` returns: None, bool, int, float, str, list, dict
 
 
@@ -100,3 +101,28 @@ def _numpy_to_json(value: np.generic | np.ndarray) -> Json:
 def dumps(document: Json) -> bytes:
     """Serialise a document compactly; a bare NaN is refused instead of written."""
     return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()  # ASCII: a lone surrogate survives
+
+
+def typed(value: Json, kind: type[_T]) -> _T:
+    """Give a value that was read, if it is of exactly this type.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} where {kind.__name__} is expected")
+    return value
+
+
+def require(condition: bool, found: str) -> None:
+    """Refuse what was read, unless a condition holds.
+
+    Raises
+    ------
+    ValueError
+        Saying what was found.
+    """
+    if not condition:
+        raise ValueError(f"it states {found}")

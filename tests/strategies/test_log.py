@@ -89,7 +89,6 @@ def test_errors_say_what_to_type(checkpoint_home: Path, caplog: pytest.LogCaptur
 def test_a_long_restore_says_how_far_it_has_come(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(payloads, "_THREADS_FROM", 1)
     monkeypatch.setattr(payloads, "_SAID_EVERY", 0.0)
     run(caplog, logging.INFO, dying_in(3))
     caplog.clear()

@@ -16,7 +16,7 @@ from typing import TypeVar, get_args
 from ..draft import Outcome, Phase
 from ..errors import CheckpointCorruptError, CheckpointError, FormatVersionError
 from ..names import parse_data, parse_segment
-from ..values import Json, from_json, to_json
+from ..values import Json, from_json, require, to_json, typed
 from .npy import LONGEST_HEADER
 from .records import Chunk, Commit, DataFile, Entry, Extent, Parent, Place, Segment, Span
 
@@ -140,7 +140,7 @@ def outcome_from_json(value: Json) -> Outcome:
     ValueError, KeyError, TypeError
         If it is none.
     """
-    record = _typed(value, dict)
+    record = typed(value, dict)
     metrics, detail = from_json(record["metrics"]), from_json(record["detail"])
     loss = from_json(record["loss"])
     if not (metrics is None or isinstance(metrics, dict)) or not isinstance(detail, dict):
@@ -148,7 +148,7 @@ def outcome_from_json(value: Json) -> Outcome:
     return Outcome(
         round=_count(record["round"]),
         phase=_phase(record["phase"]),
-        answered=_typed(record["answered"], bool),
+        answered=typed(record["answered"], bool),
         metrics=metrics,
         loss=loss,
         detail=detail,
@@ -199,37 +199,37 @@ def _file_to_json(file: DataFile) -> Json:
 
 
 def _commit(body: Mapping[str, Json], path: str) -> Commit:
-    files = tuple(map(_file, _typed(body["files"], list)))
-    headers = [_typed(text, str).encode("latin-1") for text in _typed(body["headers"], list)]
-    _require(len({file.key for file in files}) == len(files), "a file twice")
-    _require(all(len(header) <= LONGEST_HEADER for header in headers), "a header longer than any")
+    files = tuple(map(_file, typed(body["files"], list)))
+    headers = [typed(text, str).encode("latin-1") for text in typed(body["headers"], list)]
+    require(len({file.key for file in files}) == len(files), "a file twice")
+    require(all(len(header) <= LONGEST_HEADER for header in headers), "a header longer than any")
     tables = _Tables(files, headers)
     commit = Commit(
         path=path,
-        token=_typed(body["token"], str),
+        token=typed(body["token"], str),
         generation=_count(body["generation"]),
         sequence=_count(body["sequence"]),
         round=_count(body["round"]),
         phase=_phase(body["phase"]),
         time=_number(body["time"]),
         parent=None if body["parent"] is None else _parent(body["parent"]),
-        line=tuple(Span(*_counts(item, 4)) for item in _typed(body["line"], list)),
+        line=tuple(Span(*_counts(item, 4)) for item in typed(body["line"], list)),
         files=files,
         arrays=_entries(body["arrays"], tables),
         state=_entries(body["state"], tables),
         stored_documents=_entries(body["stored_documents"], tables),
-        inline_documents=_typed(body["documents"], dict),
-        outcomes=tuple(map(outcome_from_json, _typed(body["outcomes"], list))),
-        segments=tuple(map(_segment, _typed(body["segments"], list))),
-        passed=tuple(Extent(*_counts(item, 3)) for item in _typed(body["passed"], list)),
+        inline_documents=typed(body["documents"], dict),
+        outcomes=tuple(map(outcome_from_json, typed(body["outcomes"], list))),
+        segments=tuple(map(_segment, typed(body["segments"], list))),
+        passed=tuple(Extent(*_counts(item, 3)) for item in typed(body["passed"], list)),
     )
     _require_apart(commit)
-    _require(bool(commit.line), "a line without a commit")
+    require(bool(commit.line), "a line without a commit")
     last = commit.line[-1]
     own = (commit.generation, commit.round, commit.sequence)
-    _require((last.generation, last.last, last.sequence) == own, f"a line that ends elsewhere: {last}")
+    require((last.generation, last.last, last.sequence) == own, f"a line that ends elsewhere: {last}")
     generations = [span.generation for span in commit.line]
-    _require(generations == sorted(set(generations)), f"a line whose generations do not grow: {generations[:9]}")
+    require(generations == sorted(set(generations)), f"a line whose generations do not grow: {generations[:9]}")
     return commit
 
 
@@ -256,26 +256,26 @@ class _Tables:
 
 
 def _entries(value: Json, tables: _Tables) -> tuple[Entry, ...]:
-    entries = tuple([_entry(_typed(item, dict), tables) for item in _typed(value, list)])
-    _require(len({entry.name for entry in entries}) == len(entries), "two entries of one name")
+    entries = tuple([_entry(typed(item, dict), tables) for item in typed(value, list)])
+    require(len({entry.name for entry in entries}) == len(entries), "two entries of one name")
     return entries
 
 
 def _entry(record: Mapping[str, Json], tables: _Tables) -> Entry:
     """Read an entry. There may be 10,000 of them: no message is made that nobody will see."""
     size = _count(record["size"])
-    places = tuple([_place(item, size, tables) for item in _typed(record["places"], list)])
+    places = tuple([_place(item, size, tables) for item in typed(record["places"], list)])
     if len(places) not in ((1, 2) if size else (0,)):
         raise ValueError(f"it states {len(places)} places for {size} bytes")
     kind = record["kind"]
     if kind not in ("npy", "raw"):
         raise ValueError(f"it states kind {kind!r:.40}")
     return Entry(
-        name=_typed(record["name"], str),
+        name=typed(record["name"], str),
         kind=kind,
-        dtype=_typed(record["dtype"], str),
-        shape=tuple([_typed(item, int) for item in _typed(record["shape"], list)]),  # as stated, by a client perhaps
-        stype=_typed(record["stype"], str),
+        dtype=typed(record["dtype"], str),
+        shape=tuple([typed(item, int) for item in typed(record["shape"], list)]),  # as stated, by a client perhaps
+        stype=typed(record["stype"], str),
         header=tables.headers[_count(record["header"])] if "header" in record else b"",
         size=size,
         crc=_count(record["crc"]),
@@ -292,26 +292,26 @@ def _place(value: Json, size: int, tables: _Tables) -> Place:
 
 
 def _file(value: Json) -> DataFile:
-    key, size, head_size, head_crc, dead = _typed(value, list)
-    _require(parse_data(_typed(key, str)) is not None, f"the file name {key!r:.80}")
-    chunks = tuple(Chunk(*_counts(item, 3)) for item in _typed(dead, list))
-    _require(all(chunk.offset + chunk.size <= _count(size) for chunk in chunks), f"a chunk beyond the end of {key}")
+    key, size, head_size, head_crc, dead = typed(value, list)
+    require(parse_data(typed(key, str)) is not None, f"the file name {key!r:.80}")
+    chunks = tuple(Chunk(*_counts(item, 3)) for item in typed(dead, list))
+    require(all(chunk.offset + chunk.size <= _count(size) for chunk in chunks), f"a chunk beyond the end of {key}")
     return DataFile(key, _count(size), Chunk(0, _count(head_size), _count(head_crc)), chunks)
 
 
 def _segment(value: Json) -> Segment:
-    key, size, digest, first, last = _typed(value, list)
-    _require(parse_segment(_typed(key, str)) is not None, f"the file name {key!r:.80}")
-    return Segment(key, _count(size), _typed(digest, str), _count(first), _count(last))
+    key, size, digest, first, last = typed(value, list)
+    require(parse_segment(typed(key, str)) is not None, f"the file name {key!r:.80}")
+    return Segment(key, _count(size), typed(digest, str), _count(first), _count(last))
 
 
 def _parent(value: Json) -> Parent:
-    generation, sequence, server_round, phase = _typed(value, list)
+    generation, sequence, server_round, phase = typed(value, list)
     return Parent(_count(generation), _count(sequence), _count(server_round), _phase(phase))
 
 
 def _phase(value: Json) -> Phase:
-    _require(value in get_args(Phase), f"the phase {value!r:.40}")
+    require(value in get_args(Phase), f"the phase {value!r:.40}")
     phase: Phase = value
     return phase
 
@@ -323,23 +323,12 @@ def _count(value: Json) -> int:
 
 
 def _counts(value: Json, length: int) -> list[int]:
-    items = _typed(value, list)
+    items = typed(value, list)
     if len(items) != length:
         raise ValueError(f"it states {len(items)} numbers instead of {length}")
     return [_count(item) for item in items]
 
 
 def _number(value: Json) -> float:
-    _require(type(value) in (int, float) and math.isfinite(value), f"the number {value!r:.40}")
+    require(type(value) in (int, float) and math.isfinite(value), f"the number {value!r:.40}")
     return float(value)
-
-
-def _typed(value: Json, kind: type[_T]) -> _T:
-    if type(value) is not kind:
-        raise TypeError(f"{type(value).__name__} where {kind.__name__} is expected")
-    return value
-
-
-def _require(condition: bool, found: str) -> None:
-    if not condition:
-        raise ValueError(f"it states {found}")

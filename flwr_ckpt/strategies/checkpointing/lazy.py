@@ -11,7 +11,15 @@ from collections.abc import Callable, Sequence
 from flwr.app import Array, ArrayRecord
 from flwr.common import Parameters
 
-from ...store import Entry
+from ...store import CheckpointError, Entry, Keep
+
+
+def not_kept(where: str, server_round: int, keep: Keep, who: str) -> CheckpointError:
+    """Say that somebody looks at the arrays of a round that retention has removed."""
+    return CheckpointError(
+        f"{where}: the arrays of round {server_round} were removed by {keep}, and {who} looks at them again as the run "
+        "resumes; give keep=KeepAll() to such a run"
+    )
 
 
 class LazyArray(Array):

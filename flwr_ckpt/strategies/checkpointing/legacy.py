@@ -24,7 +24,7 @@ from .api import Api
 from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
 from .identity import Identity, parameters_types, versions
-from .lazy import LazyParameters
+from .lazy import LazyParameters, not_kept
 from .record import LEGACY_ORDER, storable
 from .seeding import sort_results
 from .session import Session
@@ -279,10 +279,7 @@ class LegacyRun:
         session = self.session
         commit = session.reader.of_round(server_round)
         if commit is None:
-            raise CheckpointError(
-                f"{session.location.where}: the arrays of round {server_round} were removed by {session.keep}, and the "
-                "server looks at them again as the run resumes; give keep=KeepAll() to runs of such a server"
-            )
+            raise not_kept(session.location.where, server_round, session.keep, "the server")
         return [session.reader.read(commit, entry) for entry in commit.arrays]
 
     # --- checks --------------------------------------------------------------------------------------------------

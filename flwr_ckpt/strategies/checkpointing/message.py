@@ -19,7 +19,7 @@ from ...store import Blob, CheckpointError, Commit, Entry, LateBlobs, Loaded, Ou
 from .api import Api
 from .grid import CheckpointingGrid
 from .identity import Identity, record_types, versions
-from .lazy import lazy_record
+from .lazy import lazy_record, not_kept
 from .record import MESSAGE_ORDER, metric_record, metrics_of
 from .seeding import sort_replies
 from .session import Session
@@ -225,11 +225,7 @@ class MessageRun:
 
         def fetch(entry: Entry) -> bytes:
             if commit is None:
-                raise CheckpointError(
-                    f"{session.location.where}: the arrays of round {server_round} were removed by {session.keep}, and "
-                    "the strategy's start() looks at them again as the run resumes; give keep=KeepAll() to runs of "
-                    "such a strategy"
-                )
+                raise not_kept(session.location.where, server_round, session.keep, "the strategy's start()")
             return session.reader.read(commit, entry)
 
         return lazy_record((commit or session.loaded.commit).arrays, fetch)

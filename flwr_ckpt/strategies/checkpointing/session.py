@@ -1,7 +1,8 @@
 """One wrapped strategy and its run: what the hooks of both APIs share.
 
 A session opens the run, says what is on record, puts state back where it was taken, and has each finished phase saved.
-It knows nothing of messages or client proxies; `message_hooks` and `legacy_hooks` are the two ways in.
+It knows nothing of messages or client proxies; `message` and `legacy` are the two ways in. It is longer than other
+modules so that the order in which all this happens can be read in one place.
 """
 
 from __future__ import annotations
@@ -41,10 +42,18 @@ from .nodes import Nodes
 from .only import claim, give_up
 from .opening import check_attributes, check_space, judge, refuse_damaged, tell_of_changes
 from .privacy import is_private
-from .record import Record, metric_names
+from .record import Record
 from .saver import Saver
 from .settings import Settings
-from .telling import tell_kept, tell_nothing_to_do, tell_resumed, tell_unknown_metrics
+from .telling import (
+    MetricNames,
+    tell_begun,
+    tell_end_unsaved,
+    tell_kept,
+    tell_nothing_to_do,
+    tell_resumed,
+    tell_unmarked,
+)
 
 if TYPE_CHECKING:
     from ...server_module import BaseServerCheckpointAndStateModule
@@ -103,6 +112,7 @@ class Session:
         self.before_release = settings.before_release(private=self.private)
         self.keep: Keep = settings.keep or (KeepAll() if own_start else KeepLatest(3))
         self.reader = RunReader(location)
+        self._metrics = MetricNames(self.keep)
         self.record = Record.of(api.order, ())
         self.loaded: Loaded | None = None
         self.num_rounds: int | None = None
@@ -127,7 +137,6 @@ class Session:
         self._told = False
         self._finished = False  # by this server, and on disk
         self._rounds_trained = 0
-        self._metric_names: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -159,13 +168,7 @@ class Session:
     def _find_out(self) -> None:
         for line in prepare(self.location):
             logs.warning("%s", line)
-        logs.info("Checkpoints of this run: %s (%s)", self.location.where, self.location.source)
-        if self.private and self.settings.seed is not None:
-            logs.warning(
-                "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what "
-                "it hides, so two runs will differ",
-                self.settings.seed,
-            )
+        tell_begun(self.location, self.settings.seed, private=self.private)
         newest = self.reader.newest()
         if newest is None:
             refuse_damaged(self.reader)
@@ -210,7 +213,7 @@ class Session:
             return
         self.loaded = loaded
         self.record = Record.of(self.record.order, loaded.outcomes)
-        self._metric_names = self.record.metric_names()
+        self._metrics.known |= self.record.metric_names()
         self.attempts = self.record.attempts()
         self.attempts.update(attempts_of(loaded))
         if self._strict:
@@ -332,7 +335,7 @@ class Session:
         blobs = None if arrays is None else self._api.blobs(arrays)
         if arrays is not None:
             self.models.take(arrays)
-        self._know_metrics(outcome)
+        self._metrics.note(outcome)
         self._saver.note(outcome)
         choices, write = self.models.waiting()
         snapshot, documents = self._capture(choices)
@@ -355,16 +358,8 @@ class Session:
         if self.loaded is not None:
             self.loaded = replace(self.loaded, arrays={}, state={})
 
-    def _know_metrics(self, outcome: Outcome) -> None:
-        """Two rounds show which metrics there are: time to say that retention names one that is not among them."""
-        if self._rounds_trained > 2:
-            return
-        self._metric_names |= metric_names(outcome)
-        if outcome.phase == "train" and self._rounds_trained == 2:
-            tell_unknown_metrics(self.keep, self._metric_names)
-
     def _meet_problems(self, server_round: int, problems: Sequence[str]) -> None:
-        message = "state that cannot be stored:\n" + "\n".join(f"  - {line}" for line in problems)
+        message = "\n  - ".join(["state that cannot be stored:", *problems])
         if self._rounds_trained <= _EARLY_ROUNDS:
             raise CheckpointError(message)
         logs.error("Round %d is not saved: %s", server_round, message)
@@ -396,20 +391,13 @@ class Session:
             return
         assert self._saver is not None
         if self._saver.holds_unsaved:
-            logs.error(
-                "%s: the state of the last round could not be stored (see above); the run is not marked as finished",
-                self.location.where,
-            )
+            tell_unmarked(self.location)
             return
         self._saver.settle()
         choices, write = self.models.waiting()
         self._saver.end(self._capture, choices, write)
         if self._failures.unsaved:
-            logs.error(
-                "%s: the end of the run could not be saved: the final model is not on disk. Make room, or mend what "
-                "the errors above name, and start again",
-                self.location.where,
-            )
+            tell_end_unsaved(self.location)
             return
         self._finished = True
 

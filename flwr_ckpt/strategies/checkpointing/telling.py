@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection
 
 from ...store import (
     CheckpointError,
@@ -11,18 +10,30 @@ from ...store import (
     Commit,
     Keep,
     Location,
+    Outcome,
     RunReader,
     checkpoint_home,
     readable_age,
     readable_size,
 )
 from .. import logs
-from .record import Record
+from .record import Record, metric_names
 
 
 def command(verb: str, run: str, *arguments: object) -> str:
     """Say what to type: ``flwr-ckpt ls digits``."""
     return shlex.join(["flwr-ckpt", verb, run, *map(str, arguments)])
+
+
+def tell_begun(location: Location, seed: int | None, *, private: bool) -> None:
+    """Say where a run lies, and what of a seed is not followed."""
+    logs.info("Checkpoints of this run: %s (%s)", location.where, location.source)
+    if private and seed is not None:
+        logs.warning(
+            "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what "
+            "it hides, so two runs will differ",
+            seed,
+        )
 
 
 def tell_resumed(record: Record, commit: Commit, num_rounds: int | None) -> None:
@@ -38,15 +49,34 @@ def tell_resumed(record: Record, commit: Commit, num_rounds: int | None) -> None
     )
 
 
-def tell_unknown_metrics(keep: Keep, known: Collection[str]) -> None:
-    """Say, once a round has been evaluated, if a policy looks at what no round has: it would keep nothing for that."""
-    if unknown := sorted(keep.metrics() - set(known)):
-        logs.warning(
-            "keep=%s looks at %s, which no round has; there are %s",
-            keep,
-            ", ".join(unknown),
-            ", ".join(sorted(known)) or "no metrics",
-        )
+class MetricNames:
+    """Which metrics a run has. Two rounds show them all: time to say that a policy looks at what no round has.
+
+    Parameters
+    ----------
+    keep : Keep
+        It would keep nothing for such a metric.
+    """
+
+    def __init__(self, keep: Keep) -> None:
+        self.known: set[str] = set()
+        self._keep = keep
+        self._trained = 0
+
+    def note(self, outcome: Outcome) -> None:
+        """Take the metrics of a phase down."""
+        if self._trained == 2:
+            return
+        self.known |= metric_names(outcome)
+        self._trained += outcome.phase == "train"
+        unknown = sorted(self._keep.metrics() - self.known)
+        if self._trained == 2 and unknown:
+            logs.warning(
+                "keep=%s looks at %s, which no round has; there are %s",
+                self._keep,
+                ", ".join(unknown),
+                ", ".join(sorted(self.known)) or "no metrics",
+            )
 
 
 def tell_nothing_to_do(location: Location, last_round: int) -> None:
@@ -57,6 +87,23 @@ def tell_nothing_to_do(location: Location, last_round: int) -> None:
         location.where,
         last_round,
         command("rm", _name(location)),
+    )
+
+
+def tell_unmarked(location: Location) -> None:
+    """Say at the end of a run that it does not count as finished, for the state of its last round is not saved."""
+    logs.error(
+        "%s: the state of the last round could not be stored (see above); the run is not marked as finished",
+        location.where,
+    )
+
+
+def tell_end_unsaved(location: Location) -> None:
+    """Say at the end of a run that its last commit failed."""
+    logs.error(
+        "%s: the end of the run could not be saved: the final model is not on disk. Make room, or mend what the "
+        "errors above name, and start again",
+        location.where,
     )
 
 
