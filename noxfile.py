@@ -41,9 +41,9 @@ nox.options.error_on_missing_interpreters = True
 @nox.session
 @nox.parametrize(("python", "flower"), PAIRS, ids=[f"{python}, flwr {flower}" for python, flower in PAIRS])
 def matrix(session: nox.Session, flower: str) -> None:
-    """Test the core, which needs no torch, with one Python and one Flower."""
+    """Test the core, which needs no torch, with one Python and one Flower, in process: no ``flwr run``."""
     session.install("--editable", ".[test]", f"flwr=={flower}.*")
-    _test(session, {"safetensors"}, session.posargs)
+    _test(session, {"safetensors"}, session.posargs or ["--ignore=tests/e2e"])
 
 
 @nox.session

@@ -196,7 +196,11 @@ def test_metrics_are_drawn_in_the_terminal(run: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["png", "svg"])
-def test_metrics_are_drawn_into_a_file(kind: str, checkpoint_home: Path, tmp_path: Path) -> None:
+def test_metrics_are_drawn_into_a_file(
+    kind: str, checkpoint_home: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if "matplotlib" in request.config.getoption("--without"):
+        pytest.skip("without matplotlib")
     loss = {1: 1.0, 2: float("nan"), 3: 0.5}
     unfinished(checkpoint_home / "half", loss=loss)
     written(opened(checkpoint_home / "half"), 3, loss=loss)

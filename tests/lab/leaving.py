@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,8 @@ MOMENT = 3
 HELD_BACK = 2  # of the rounds of which every third is saved
 FOLDER = f"/round-{MOMENT:08d}/"
 HANGS = 60  # seconds
+# From Python 3.12 on, and said aloud where a Flower turns warnings on: to fork beside threads is what is tried here.
+warnings.filterwarnings("ignore", message=".*use of fork", category=DeprecationWarning)
 
 
 class HeldWrite:
