@@ -18,6 +18,8 @@ help: ## Say what can be made
 
 # Made anew when what it holds is asked for anew: an environment that was only added to proves nothing.
 $(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "constraints.txt is for Python 3.11 and up; \
+	give another one: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@

@@ -42,9 +42,10 @@ class Program(TyperGroup):
             try:
                 return super().invoke(ctx)
             except UsageError as error:
-                note(f"{error.format_message()} (see flwr-ckpt {ctx.invoked_subcommand or ''} --help)")
+                command = " ".join(filter(None, ("flwr-ckpt", ctx.invoked_subcommand, "--help")))
+                note(f"{error.format_message()} (see {command})")
                 sys.exit(ExitCode.MISSING)
-            except (CheckpointError, OSError, ValueError) as error:
+            except (CheckpointError, OSError, ValueError, ImportError) as error:
                 if ctx.meta["flwr_ckpt.debug"]:
                     raise
                 note("; ".join(filter(None, map(str.strip, str(error).splitlines()))))

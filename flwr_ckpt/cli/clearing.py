@@ -32,6 +32,8 @@ def prune(
         raise typer.BadParameter('say what stays, as in --keep "latest:3", or what goes: --damaged')
     policy: Keep = KeepAll() if keep is None else parse_keep(keep)
     store = find_run(run, home)
+    if store.status().damaged:
+        store.load()  # raises: of what is sound nothing would stay
     found = store.prunable(policy, damaged=damaged)
     if as_json:
         emit_json({"run": run, "rounds": found.rounds, "size": found.size, "dry_run": not yes})
@@ -94,7 +96,7 @@ def rm(run: RunArgument, yes: YesOption = False, home: HomeOption = None) -> Non
 def _warn_of_server(store: CheckpointStore) -> bool:
     """Say that a server would be stopped; whether there is one."""
     status = store.status()
-    running = status.server is not None and status.server.running is True and not status.finished
+    running = status.server is not None and status.server.writing and not status.finished
     if running:
         note(f"{server_said(status.server)}: it will be fenced off, and stops at its next commit")
     return running

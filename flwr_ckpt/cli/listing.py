@@ -10,6 +10,7 @@ import typer
 from rich.text import Text
 
 from ..store import (
+    CheckpointCorruptError,
     CheckpointError,
     CheckpointStore,
     Location,
@@ -85,7 +86,7 @@ def code_of_status(status: RunStatus) -> ExitCode:
         return ExitCode.FAILED
     if status.finished:
         return ExitCode.DONE
-    return ExitCode.WRITING if status.server is not None and status.server.running else ExitCode.UNFINISHED
+    return ExitCode.WRITING if status.server is not None and status.server.writing else ExitCode.UNFINISHED
 
 
 def rounds_done(status: RunStatus) -> str:
@@ -100,6 +101,8 @@ def server_said(server: Server | None) -> str:
     if server is None:
         return "no server can be named"
     who = f"process {server.pid} on {server.host}"
+    if server.command:
+        return f"`flwr-ckpt {server.command}` ({who}) changed it last; a server that was at it stops at its next commit"
     if server.running:
         return f"{who} is writing it"
     return f"its last server ({who}) is gone" if server.running is False else f"its last server ({who}) is out of sight"
@@ -201,7 +204,11 @@ def _list_rounds(store: CheckpointStore, metric: str | None, mode: str | None, a
         emit_json([_round_fields(record, best) for record in rounds])
         return
     if not rounds:
-        note(f"{store.location.where}: no round can be loaded; `flwr-ckpt verify` says more")
+        if store.status().damaged:
+            raise CheckpointCorruptError(
+                f"{store.location.where}: no round can be loaded; `flwr-ckpt verify` says what is wrong"
+            )
+        note(f"{store.location.where}: nothing is saved yet")
         return
     columns = [Column("ROUND", right=True), Column("PHASES"), Column("SAVED"), Column("SIZE", right=True)]
     columns += [Column("GEN", right=True), *(Column(key, right=True) for key in keys)]
@@ -217,7 +224,9 @@ def _list_rounds(store: CheckpointStore, metric: str | None, mode: str | None, a
 def _ordered(keys: set[str], metric: str | None) -> list[str]:
     """Order metrics: the one asked for, the losses, the others."""
     if metric is not None and metric not in keys:
-        note(f"no round that is kept has {metric!r}; there are {', '.join(sorted(keys)) or 'no metrics'}")
+        raise typer.BadParameter(
+            f"no round that is kept has {metric!r}; there are {', '.join(sorted(keys)) or 'no metrics'}"
+        )
     first = [key for key in (metric, *_USUAL) if key in keys and key is not None]
     return list(dict.fromkeys([*first, *sorted(keys)]))
 

@@ -122,3 +122,8 @@ def _aligned(cell: Text, width: int, right: bool) -> Text:
     aligned = cell.copy()
     aligned.align("right" if right else "left", width)
     return aligned
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: ``"1 round"``, ``"3 rounds"``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -16,7 +16,7 @@ from ..store import CheckpointStore, RunStatus
 from .attempts import Ended
 from .codes import ExitCode
 from .listing import rounds_done, server_said
-from .render import note
+from .render import counted, note
 
 _POLL_SECONDS = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -133,8 +133,8 @@ class Supervisor:
         nowhere = status.round is None
         where = f" at {self._store.location.where} (is that where the server keeps it?)" if nowhere else ""
         note(
-            f"{self._name}: giving up: {self._patience} attempts in a row without a new commit{where}; round "
-            f"{rounds_done(status)}. The last error: {ended.error}"
+            f"{self._name}: giving up: {counted(self._patience, 'attempt')} in a row without a new commit{where}; "
+            f"round {rounds_done(status)}. The last error: {ended.error}"
         )
         return ExitCode.FAILED
 

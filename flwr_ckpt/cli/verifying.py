@@ -13,7 +13,7 @@ from rich.text import Text
 from ..store import Verified
 from .codes import ExitCode
 from .options import HomeOption, JsonOption, RunArgument, find_run
-from .render import console, emit_json, printable, say
+from .render import console, counted, emit_json, printable, say
 
 
 def verify(run: RunArgument, as_json: JsonOption = False, home: HomeOption = None) -> None:
@@ -36,12 +36,15 @@ def _tell(run: str, results: list[Verified], damaged: list[Verified]) -> None:
             say(Text("damaged", "red"), f"  {what}: {printable(problem)}")
     commits, rounds = len(results), len({result.round for result in results})
     if not damaged:
-        say(f"{run}: every byte of {commits} commits in {rounds} rounds is what was written")
+        say(f"{run}: every byte of {counted(commits, 'commit')} in {counted(rounds, 'round')} is what was written")
         return
     sound = {result.round for result in results} - {result.round for result in damaged}
     newest = max((number for number in sound if number is not None), default=None)
+    if len(damaged) == commits:
+        say(f"{run}: all of {counted(commits, 'commit')} are damaged; restore the folder from a backup")
+        return
     say(
-        f"{run}: {len(damaged)} of {commits} commits are damaged; "
+        f"{run}: {len(damaged)} of {counted(commits, 'commit')} are damaged; "
         + ("no round is whole" if newest is None else f"the newest round that is whole is {newest}")
         + ". A server that starts takes the newest sound commit by itself; "
         f"`flwr-ckpt prune {run} --damaged` clears away what is damaged"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .commands.fork import fork
-from .commands.prunable import Prunable, prunable
+from .commands.prunable import Prunable, prunable, require_known
 from .commands.removal import remove
 from .commands.rewind import prune, rewind
 from .draft import Outcome, Phase
@@ -25,7 +25,7 @@ from .places.local_files import LocalFiles
 from .places.location import Location, locate, prepare
 from .reading.checkpoint import Checkpoint, metrics_of
 from .reading.run import RunReader
-from .reading.status import RunStatus, size_of, status_of
+from .reading.status import RunStatus, has_checkpoints, size_of, status_of
 from .reading.verify import Verified, verify
 
 logger = logging.getLogger("flwr")
@@ -163,7 +163,7 @@ class CheckpointStore:
         CheckpointNotFoundError
             If there is no such round, or none at all.
         CheckpointCorruptError
-            If the given round is damaged.
+            If the given round is damaged, or all there are.
         """
         if round is not None:
             return self._open(self._of_round(round))
@@ -175,9 +175,12 @@ class CheckpointStore:
             loaded = self._reader.resume(strict_history=False)
             if loaded is not None:
                 return self._open(loaded.commit)
-        raise CheckpointNotFoundError(
-            f"{self.location.where}: there is no {'sound ' if self._reader.names() else ''}checkpoint here"
-        )
+        if has_checkpoints(self._files, self._files.keys()):
+            raise CheckpointCorruptError(
+                f"{self.location.where}: there are checkpoints here, and none of them is sound; `flwr-ckpt verify` "
+                "says what is wrong. Restore the folder from a backup"
+            )
+        raise CheckpointNotFoundError(f"{self.location.where}: there is no checkpoint here")
 
     def history(self) -> dict[str, dict[int, Any]]:
         """Collect the metrics of the whole run, also of rounds that retention has removed.
@@ -211,7 +214,14 @@ class CheckpointStore:
         return verify(self._files, self._reader, progress)
 
     def prunable(self, keep: Keep, *, damaged: bool = False) -> Prunable:
-        """Say what `prune` would delete: which rounds, and how many bytes. Nothing is changed, nobody fenced."""
+        """Say what `prune` would delete: which rounds, and how many bytes. Nothing is changed, nobody fenced.
+
+        Raises
+        ------
+        ValueError
+            If the policy looks at a metric that no round has.
+        """
+        self._require_known(keep)
         return prunable(self.location, keep, damaged=damaged, files=self._files)
 
     def prune(self, keep: Keep, *, damaged: bool = False) -> list[int]:
@@ -232,9 +242,12 @@ class CheckpointStore:
 
         Raises
         ------
+        ValueError
+            If the policy looks at a metric that no round has: it would keep nothing for that.
         FencedError
             If a server opened the run while this ran.
         """
+        self._require_known(keep)
         before = {record.round for record in self.rounds()}
         prune(self.location, keep, damaged=damaged)
         return sorted(before - {record.round for record in self.rounds()})
@@ -301,6 +314,9 @@ class CheckpointStore:
             If there is no run.
         """
         return remove(self.location, self._files)
+
+    def _require_known(self, keep: Keep) -> None:
+        require_known(keep, self.history() if keep.metrics() else (), self.location.where)
 
     def _line(self) -> _Line:
         head = self._reader.newest()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli_rig import copied, flip, listing, ran, unfinished, written
 
-from flwr_ckpt import CheckpointStore, FencedError
+from flwr_ckpt import CheckpointStore, FencedError, KeepBest
 
 
 def rounds(run: Path) -> list[int]:
@@ -30,6 +31,24 @@ def test_prune_says_what_would_go_and_asks(run: Path) -> None:
     ended = ran("prune", "digits", "--keep", "latest:1", answer="y\n")
     assert (ended.code, ended.out.splitlines()[-1]) == (0, "digits: deleted")
     assert rounds(run) == [3]
+
+
+def test_a_metric_that_no_round_has_keeps_nothing_and_is_refused(run: Path) -> None:
+    before = listing(run)
+    ended = ran("prune", "digits", "--keep", "best:1:evaluate/los:min", "--yes")
+    assert (ended.code, "no round has evaluate/los; there are " in ended.err) == (1, True)
+    with pytest.raises(ValueError, match="evaluate/los"):
+        CheckpointStore(run).prune(KeepBest(1, "evaluate/los", mode="min"))
+    assert listing(run) == before
+
+
+@pytest.mark.parametrize("command", ["rewind", "prune", "fork"])
+def test_a_command_is_not_taken_for_a_server(command: str, checkpoint_home: Path) -> None:
+    unfinished(checkpoint_home / "run", rounds=3)
+    rest = {"rewind": ["2", "--yes"], "prune": ["--keep", "latest:1", "--yes"], "fork": ["another"]}[command]
+    assert ran(command, "run", *rest).code == 0
+    changed = "another" if command == "fork" else "run"
+    assert f"`flwr-ckpt {command}` (process {os.getpid()} on " in ran("status", changed).out
 
 
 def test_a_dry_run_asks_nothing_and_changes_nothing(run: Path) -> None:
@@ -92,7 +111,9 @@ def test_rewind_goes_back(run: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == "digits: the next start goes on after round 1; what came later no longer counts\n"
     assert rounds(run) == [0, 1]
-    assert ran("status", "digits").code == 4, "not finished any more; the process that went back is this one"
+    assert ran("status", "digits").code == 3, (
+        "not finished any more, and no server is at it"
+    )
 
 
 def test_rewind_asks_before_it_stops_a_server(checkpoint_home: Path) -> None:

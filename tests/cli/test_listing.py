@@ -73,7 +73,7 @@ def test_another_metric_can_be_asked_for(run: Path) -> None:
     assert "GEN  central/loss  evaluate/loss" in lines[0]
     assert lines[1].split()[:2] == ["*", "0"]
     ended = ran("ls", "digits", "--metric", "nonesuch")
-    assert ended.code == 0
+    assert ended.code == 2
     assert "no round that is kept has 'nonesuch'; there are central/loss" in ended.err
 
 

@@ -470,11 +470,11 @@ def test_a_truncated_file_of_an_older_round_leaves_the_others(run: Path) -> None
         CheckpointStore(run).load(1)
 
 
-def test_nothing_sound_is_not_found(run: Path) -> None:
+def test_nothing_sound_is_damage(run: Path) -> None:
     Server(run).start()
     (path,) = files_of(run, "round-00000000/*arrays*")
     flip(path, path.stat().st_size - 1)
-    with pytest.raises(CheckpointNotFoundError, match="no sound checkpoint"):
+    with pytest.raises(CheckpointCorruptError, match="none of them is sound"):
         CheckpointStore(run).load()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +29,14 @@ def dying_in(server_round: int) -> FakeGrid:
             if self.sent and self.sent[-1] == ("evaluate", server_round - 1):
                 raise GoneError
             return super().send_and_receive(messages, timeout=timeout)  # type: ignore[arg-type]
+
+    return Dying(average_client, 1)
+
+
+def dies_at_once() -> FakeGrid:
+    class Dying(FakeGrid):
+        def send_and_receive(self, messages: object, *, timeout: float | None = None) -> object:
+            raise GoneError
 
     return Dying(average_client, 1)
 
@@ -58,6 +68,39 @@ def test_a_run_that_dies_and_goes_on(checkpoint_home: Path, caplog: pytest.LogCa
         f"The run in {checkpoint_home}/digits is finished after 4 rounds: nothing was trained; a larger num_rounds "
         "extends it, another run name or `flwr-ckpt rm digits` starts over"
     )
+
+
+def test_the_first_round_is_announced_after_a_death_in_it(caplog: pytest.LogCaptureFixture) -> None:
+    with suppress(GoneError):
+        start(CheckpointingStrategy(FedAvg(), "digits"), dies_at_once(), evaluate_fn=None)
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "flwr"):
+        start(CheckpointingStrategy(FedAvg(), "digits"), FakeGrid(average_client, 1), evaluate_fn=None)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.startswith("Resumed after round 0") for line in lines)
+    assert "[ROUND 1/4]" in lines
+
+
+def test_a_server_that_is_still_there_is_named_by_the_next(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    beside = subprocess.Popen([sys.executable, "-c", _OPENS, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert beside.stdout is not None
+        assert beside.stdout.readline() == "opened\n"
+        with caplog.at_level(logging.INFO, "flwr"):
+            start(CheckpointingStrategy(FedAvg(), tmp_path / "run"), FakeGrid(average_client, 1))
+        assert any(record.getMessage().startswith(f"Process {beside.pid} on ") for record in caplog.records)
+    finally:
+        beside.kill()
+        beside.wait()
+
+
+_OPENS = """
+import sys, time
+from flwr_ckpt.store import KeepAll, RunWriter, locate
+RunWriter.open(locate(sys.argv[1]), KeepAll())
+print("opened", flush=True)
+time.sleep(60)
+"""
 
 
 def test_each_commit_is_a_line_for_whoever_looks_closely(caplog: pytest.LogCaptureFixture) -> None:

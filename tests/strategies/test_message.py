@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, Result
 
 from flwr_ckpt import (
     CheckpointError,
@@ -335,6 +335,20 @@ def test_another_app_is_refused_unless_it_must_go_on(run: Path) -> None:
     grid = FakeGrid(average_client, 2, run=FakeRun("lab/other"))
     refuse(run, CheckpointingStrategy(FedAvg(), run), "app: lab/app there, lab/other here", grid)
     start(CheckpointingStrategy(FedAvg(), run, resume="must"), grid)
+
+
+def test_a_name_that_the_run_config_gives_is_no_difference(checkpoint_home: Path) -> None:
+    """An app may read the run's name from a key of its own: a fork has another one."""
+
+    def named(name: str, num_rounds: int, lr: float = 0.1) -> Result:
+        grid = FakeGrid(average_client, num_rounds, run=FakeRun(override_config={"run": name, "lr": lr}))
+        return start(CheckpointingStrategy(FedAvg(), name), grid, num_rounds=num_rounds)
+
+    named("digits", 2)
+    CheckpointStore("digits").fork("other")
+    assert list(named("other", 3).train_metrics_clientapp) == [1, 2, 3]
+    with pytest.raises(CheckpointMismatchError, match="lr"):
+        named("other", 4, lr=0.2)
 
 
 def test_another_configuration_is_refused_and_each_difference_listed(run: Path) -> None:

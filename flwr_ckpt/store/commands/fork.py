@@ -44,7 +44,7 @@ def fork(source: Loaded, source_files: Files, target: Located, files: Files) -> 
     """
     _refuse_taken(files)
     make_durable(source_files, source.commit)
-    fence = take_generation(files)
+    fence = take_generation(files, command="fork")
     look(files, fence)
     _refuse_taken(files)  # a server may have begun there before its number was passed
     writer = RunWriter(target, files, fence, KeepAll(), replace(source.commit, segments=source.segments))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..errors import CheckpointCorruptError, CheckpointNotFoundError
 from ..format.history import flat_metrics
 from ..format.records import Commit, Extent
+from ..keep import Keep
 from ..names import CommitName, FileName, parse_data, parse_fence, parse_manifest, parse_segment, parse_temporary
 from ..places.files import Files
 from ..reading.run import Loaded, Located, RunReader
@@ -94,3 +95,15 @@ def _name_of(key: str) -> CommitName | FileName | None:
 
 def _may_go(key: str) -> bool:
     return parse_fence(key) is None and (_name_of(key) is not None or parse_temporary(key) is not None)
+
+
+def require_known(keep: Keep, known: Collection[str], where: str) -> None:
+    """Refuse a policy that looks at a metric that no round has: it would keep nothing for that.
+
+    Raises
+    ------
+    ValueError
+        Naming the metric, and those there are.
+    """
+    if unknown := sorted(set(keep.metrics()) - set(known)):
+        raise ValueError(f"{where}: no round has {', '.join(unknown)}; there are {', '.join(sorted(known)) or 'none'}")

@@ -34,7 +34,7 @@ def remove(location: Located, files: Files) -> list[str]:
     ours = {key for key in keys if generation_of(key) is not None}
     if ours <= {fence_key(highest_removed(files, keys))}:
         raise CheckpointNotFoundError(f"{files.describe()}: there is no run here")
-    generation = take_generation(files, removed=True).generation
+    generation = take_generation(files, command="rm").generation
     while older := _of_generations_below(generation, files.keys()):
         for key in older:
             files.remove(key)

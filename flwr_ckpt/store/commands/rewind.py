@@ -34,7 +34,7 @@ def rewind(location: Located, server_round: int, *, files: Files | None = None) 
     """
     files = files if files is not None else location.files()
     _of_round(RunReader(location, files), server_round)  # a wrong number is no reason to fence a live server
-    fence = take_generation(files)
+    fence = take_generation(files, command="rewind")
     reader = RunReader(location, files, recheck=lambda: look(files, fence))
     loaded = reader.load(_of_round(reader, server_round), strict_history=False)
     make_durable(files, loaded.commit)
@@ -69,7 +69,7 @@ def prune(location: Located, keep: KeepPolicy, *, damaged: bool = False, files: 
     files = files if files is not None else location.files()
     if RunReader(location, files).newest() is None:
         return None
-    fence = take_generation(files)
+    fence = take_generation(files, command="prune")
     reader = RunReader(location, files, recheck=lambda: look(files, fence))
     loaded = reader.resume(strict_history=False)
     if loaded is None:

@@ -42,10 +42,16 @@ class Fence:
     token: str
     owner: str
     removed: bool
+    command: str = ""
 
 
-def take_generation(files: Files, *, removed: bool = False) -> Fence:
+def take_generation(files: Files, *, command: str = "") -> Fence:
     """Make the run's folder if need be, and take the next generation, durably.
+
+    Parameters
+    ----------
+    command : str
+        The command that takes it, such as ``"rewind"``; empty for a server. ``"rm"`` removes all that is there.
 
     Raises
     ------
@@ -57,7 +63,8 @@ def take_generation(files: Files, *, removed: bool = False) -> Fence:
         files.make_root()
         files.make_folder(FENCES)
         generation = 1 + highest_generation(files.keys())
-        fence = Fence(generation, secrets.token_hex(16), f"process {os.getpid()} on {socket.gethostname()}", removed)
+        owner = f"process {os.getpid()} on {socket.gethostname()}"
+        fence = Fence(generation, secrets.token_hex(16), owner, command == "rm", command)
         try:
             files.publish(fence_key(generation), seal(_to_json(fence)))
         except (FileExistsError, FileNotFoundError):
@@ -139,4 +146,5 @@ def _to_json(fence: Fence) -> Json:
         "pid": os.getpid(),
         "time": time.time(),
         "process": process_mark(os.getpid()),
+        **({"command": fence.command} if fence.command else {}),
     }

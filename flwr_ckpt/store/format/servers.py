@@ -36,6 +36,8 @@ class Server:
         When the run was opened: seconds since 1970 by that host's clock.
     mark : tuple or None
         What tells the process from every other: see `process_mark`.
+    command : str
+        The command of `flwr-ckpt` that it was, such as ``"rewind"``; empty for a server.
     """
 
     generation: int
@@ -43,6 +45,7 @@ class Server:
     pid: int
     time: float
     mark: tuple[str, str, int] | None
+    command: str = ""
 
     @property
     def running(self) -> bool | None:
@@ -51,6 +54,11 @@ class Server:
         if self.mark is None or own is None or self.mark[:2] != own[:2]:
             return None
         return process_mark(self.pid) == self.mark or (None if _is_hidden(self.pid) else False)
+
+    @property
+    def writing(self) -> bool:
+        """Whether it is a server that is known to be there still, and no command."""
+        return self.running is True and not self.command
 
 
 def process_mark(pid: int) -> tuple[str, str, int] | None:
@@ -85,7 +93,10 @@ def read_server(files: Files, generation: int) -> Server | None:
     host, pid, opened = body.get("host"), body.get("pid"), body.get("time")
     if not isinstance(host, str) or not isinstance(pid, int) or not isinstance(opened, (int, float)):
         return None
-    return Server(generation, host, pid, float(opened), _mark(body.get("process")))
+    command = body.get("command", "")
+    return Server(
+        generation, host, pid, float(opened), _mark(body.get("process")), command if isinstance(command, str) else ""
+    )
 
 
 def read_body(files: Files, generation: int) -> dict[str, Json]:

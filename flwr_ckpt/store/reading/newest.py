@@ -139,6 +139,8 @@ class Line:
             for group in _by_round(self._names[generation]):
                 for commit in self._readable(group):
                     return commit
+            if generation == min(self._names):
+                break
             self._warn(
                 f"generation {generation}",
                 f"{self._files.describe()}: no manifest of generation {generation} can be read, so the generation "

@@ -10,9 +10,11 @@ from typing import Protocol, TypeVar
 
 from ..draft import Outcome
 from ..errors import CheckpointCorruptError, CheckpointError, CheckpointNotFoundError
+from ..format.generations import highest_generation
 from ..format.history import HistoryCorruptError, check_segment, read_outcomes
 from ..format.payloads import problems_of, read_blob, read_blobs, unsound_by_size, view_payloads
 from ..format.records import Commit, Entry, Extent, Segment
+from ..format.servers import Server, read_server
 from ..names import FENCES, CommitName, parse_manifest, round_folder
 from ..places.files import Files
 from ..values import Json
@@ -128,6 +130,10 @@ class RunReader:
             If a newer version of this package wrote the run.
         """
         return self._steadily(lambda line: self._resume(line, strict_history))
+
+    def server(self) -> Server | None:
+        """Say who opened the run last; ``None`` if nobody can be named."""
+        return read_server(self._files, highest_generation(self._files.keys()))
 
     def commits(self) -> list[Commit]:
         """Read every readable commit on the line of the newest, oldest first."""

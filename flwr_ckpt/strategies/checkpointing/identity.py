@@ -17,7 +17,7 @@ import numpy as np
 from flwr.app import ArrayRecord
 from flwr.common import Parameters
 
-from ...store import CheckpointMismatchError, Json, array_type, from_json, to_json
+from ...store import CheckpointMismatchError, Json, Location, array_type, from_json, to_json, without_secrets
 from .settings import PREFIX
 from .telling import command
 
@@ -216,3 +216,9 @@ def _listed(differences: list[str]) -> str:
     if len(differences) > _SHOWN:
         lines.append(f"  - and {len(differences) - _SHOWN} more")
     return "\n".join(lines)
+
+
+def shown_config(config: Mapping[str, Any], location: Location) -> Json:
+    """A run config without secrets, and without the run's own name: a fork or a copy has another one."""
+    names = (location.label, location.where)
+    return without_secrets({key: value for key, value in config.items() if value not in names})

@@ -18,12 +18,12 @@ from flwr.server import ClientManager
 from flwr.server.client_proxy import ClientProxy
 from flwr.server.strategy import Strategy
 
-from ...store import Blob, CheckpointError, LateBlobs, Loaded, Outcome, Phase, settled, without_secrets
+from ...store import Blob, CheckpointError, LateBlobs, Loaded, Outcome, Phase, settled
 from .. import logs
 from .api import Api
 from .callers import caller_of_hook, running_server, server_name
 from .clients import ReplayClient, arranged_manager
-from .identity import Identity, parameters_types, versions
+from .identity import Identity, parameters_types, shown_config, versions
 from .lazy import LazyParameters, not_kept
 from .record import LEGACY_ORDER, storable
 from .seeding import sort_results
@@ -199,7 +199,8 @@ class LegacyRun:
         session = self.session
         self._opened = True
         arrays = None if given is None else parameters_types(given)
-        configuration = {} if session.run_config is None else {"run_config": without_secrets(session.run_config)}
+        shown = session.run_config and shown_config(session.run_config, session.location)
+        configuration = {} if shown is None else {"run_config": shown}
         session.open(Identity("legacy", session.classes, arrays, configuration=configuration, info=versions()))
         atexit.register(_close_at_exit, weakref.ref(self))
         session.check_plain_attributes()

@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from ...store import Blob, CheckpointError, Commit, Entry, LateBlobs, Loaded, Outcome, Phase, settled, without_secrets
 from .api import Api
 from .grid import CheckpointingGrid
-from .identity import Identity, record_types, versions
+from .identity import Identity, record_types, shown_config, versions
 from .lazy import lazy_record, not_kept
 from .record import MESSAGE_ORDER, metric_record, metrics_of
 from .seeding import sort_replies
@@ -282,9 +282,9 @@ def _bind(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
 def _identity(session: Session, given: Mapping[str, Any]) -> Identity:
     run = _run_of(given["grid"])
     configuration = _configs(given, (bool, int, float))
-    configuration["override_config"] = without_secrets(getattr(run, "override_config", None) or {})
+    configuration["override_config"] = shown_config(getattr(run, "override_config", None) or {}, session.location)
     if session.run_config is not None:
-        configuration["run_config"] = without_secrets(session.run_config)
+        configuration["run_config"] = shown_config(session.run_config, session.location)
     return Identity(
         api="message",
         classes=session.classes,

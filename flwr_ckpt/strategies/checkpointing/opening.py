@@ -64,9 +64,15 @@ def judge(reader: RunReader, newest: Commit | None, identity: Identity, resume: 
     if identity.num_rounds is not None and done > identity.num_rounds:
         raise CheckpointMismatchError(
             f"{where}: {done} rounds are done, and num_rounds={identity.num_rounds} asks for fewer; round "
-            "numbers are absolute, so give num_rounds of at least what is done, or go back first, with "
-            f"`{command('rewind', where, identity.num_rounds)}`"
+            f"numbers are absolute, so give num_rounds of at least what is done, or {_way_back(reader, identity)}"
         )
+
+
+def _way_back(reader: RunReader, identity: Identity) -> str:
+    where, wanted = reader.location.where, identity.num_rounds
+    if reader.of_round(wanted or 0) is not None:
+        return f"go back first, with `{command('rewind', where, wanted)}`"
+    return f"use another run name (round {wanted} is no longer kept, so nobody can go back to it)"
 
 
 def check_attributes(loaded: Loaded, differences: Sequence[str], where: str) -> None:

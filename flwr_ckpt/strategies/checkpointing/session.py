@@ -52,6 +52,7 @@ from .telling import (
     tell_kept,
     tell_nothing_to_do,
     tell_resumed,
+    tell_taken_over,
     tell_unmarked,
 )
 
@@ -188,6 +189,8 @@ class Session:
 
     def _take_over(self) -> None:
         """Take a generation; look again at whose run it is, now that no older server can change it."""
+        if self.loaded is None:
+            tell_taken_over(self.reader.server())
         writer = RunWriter.open(self.location, self.keep, strict_history=self._strict, after=self.reader)
         resumed = writer.resumed
         try:
@@ -222,7 +225,8 @@ class Session:
         self._has_initial = True
         if self._identity is not None:
             tell_of_changes(identity_of(loaded.documents, loaded.commit.path), self._identity)
-        self._quiet.begin()
+        if self.record.position > (0, 0):  # else there is nothing to replay, and nothing to be quiet about
+            self._quiet.begin()
 
     # --- state ---------------------------------------------------------------------------------------------------
 

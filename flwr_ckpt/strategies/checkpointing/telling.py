@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 
 from ...store import (
@@ -12,6 +13,7 @@ from ...store import (
     Location,
     Outcome,
     RunReader,
+    Server,
     checkpoint_home,
     readable_age,
     readable_size,
@@ -33,6 +35,16 @@ def tell_begun(location: Location, seed: int | None, *, private: bool) -> None:
             "seed=%d leaves noise and sampling alone under differential privacy: reused noise would give away what "
             "it hides, so two runs will differ",
             seed,
+        )
+
+
+def tell_taken_over(server: Server | None) -> None:
+    """Say that another server, which is still there, is about to lose the run."""
+    if server is not None and server.writing and server.pid != os.getpid():
+        logs.warning(
+            "Process %d on %s has this run open: it is taken over, and that server stops at its next commit",
+            server.pid,
+            server.host,
         )
 
 

@@ -197,6 +197,7 @@ class CheckpointingStrategy(metaclass=ABCMeta):  # noqa: B024 - for register(): 
         def __setattr__(self, name: str, value: Any) -> None: ...
 
 
+_MODULE = "flwr_ckpt.server_module.BaseServerCheckpointAndStateModule"
 _PUBLIC = {name: vars(CheckpointingStrategy)[name] for name in ("flush", "close", "store", "resumed_round", "attempts")}
 
 
@@ -213,6 +214,8 @@ def _place(
     missing: Exception,
 ) -> Location:
     """Where the run lies: as it is said, or where the module keeps its state."""
+    if module is not None and not hasattr(module, "state_checkpointer"):
+        raise TypeError(f"module={module!r:.80}: expected a server module, such as {_MODULE}")
     checkpointer = None if module is None else module.state_checkpointer
     if checkpointer is None:
         if run is None:
