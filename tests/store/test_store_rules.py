@@ -244,7 +244,7 @@ RULES = [
     Rule("a rewind gives files names of its own", same_names_for_a_rewind, against_a_rewind, power=False),
     Rule(
         "a removal leaves a fence that says so",
-        lambda: patch(f"{_REMOVAL}.take_generation", lambda files, removed: generations.take_generation(files)),
+        lambda: patch(f"{_REMOVAL}.take_generation", lambda files, command: generations.take_generation(files)),
         against_a_removal,
         power=False,
     ),
