@@ -111,9 +111,7 @@ def test_rewind_goes_back(run: Path) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == "digits: the next start goes on after round 1; what came later no longer counts\n"
     assert rounds(run) == [0, 1]
-    assert ran("status", "digits").code == 3, (
-        "not finished any more, and no server is at it"
-    )
+    assert ran("status", "digits").code == 3, "not finished any more, and no server is at it"
 
 
 def test_rewind_asks_before_it_stops_a_server(checkpoint_home: Path) -> None:
