@@ -176,9 +176,9 @@ class CheckpointStore:
             if loaded is not None:
                 return self._open(loaded.commit)
         if has_checkpoints(self._files, self._files.keys()):
+            why = "`flwr-ckpt verify` says what is wrong. Restore the folder from a backup"
             raise CheckpointCorruptError(
-                f"{self.location.where}: there are checkpoints here, and none of them is sound; `flwr-ckpt verify` "
-                "says what is wrong. Restore the folder from a backup"
+                f"{self.location.where}: there are checkpoints, and none of them is sound; {why}"
             )
         raise CheckpointNotFoundError(f"{self.location.where}: there is no checkpoint here")
 
