@@ -176,10 +176,8 @@ class CheckpointStore:
             if loaded is not None:
                 return self._open(loaded.commit)
         if has_checkpoints(self._files, self._files.keys()):
-            why = "`flwr-ckpt verify` says what is wrong. Restore the folder from a backup"
-            raise CheckpointCorruptError(
-                f"{self.location.where}: there are checkpoints, and none of them is sound; {why}"
-            )
+            why = "none of the checkpoints here is sound; `flwr-ckpt verify` says why. Restore the folder from a backup"
+            raise CheckpointCorruptError(f"{self.location.where}: {why}")
         raise CheckpointNotFoundError(f"{self.location.where}: there is no checkpoint here")
 
     def history(self) -> dict[str, dict[int, Any]]:

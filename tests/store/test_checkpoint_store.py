@@ -474,7 +474,7 @@ def test_nothing_sound_is_damage(run: Path) -> None:
     Server(run).start()
     (path,) = files_of(run, "round-00000000/*arrays*")
     flip(path, path.stat().st_size - 1)
-    with pytest.raises(CheckpointCorruptError, match="none of them is sound"):
+    with pytest.raises(CheckpointCorruptError, match="none of the checkpoints here is sound"):
         CheckpointStore(run).load()
 
 

@@ -77,8 +77,8 @@ class Manifests:
         known = self._known.pop(path, None)
         commit = known[1] if known is not None and known[0] == data else _decoded(data, path, name)
         self._known[path] = (data, commit)
-        if len(self._known) > _KNOWN:
-            del self._known[next(iter(self._known))]
+        for oldest in list(self._known)[:-_KNOWN]:
+            self._known.pop(oldest, None)
         return commit
 
 
