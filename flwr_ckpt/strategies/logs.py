@@ -29,18 +29,31 @@ def error(message: str, *args: object) -> None:
     LOGGER.error(message, *args, extra=_OURS)
 
 
+def end_quiet() -> None:
+    """Let all lines of this thread through, whatever server of it broke off in replay and was never closed."""
+    for held in list(LOGGER.filters):
+        if isinstance(held, Quiet) and held.thread == threading.get_ident():
+            held.end()
+
+
 class Quiet(logging.Filter):
-    """Holds back what this thread logs below a warning: Flower's lines on rounds that are only replayed."""
+    """Holds back what a thread logs below a warning: Flower's lines on rounds that are only replayed.
+
+    Attributes
+    ----------
+    thread : int or None
+        Which, while lines are held back.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._thread: int | None = None
+        self.thread: int | None = None
         self._until_blank = False
 
     def begin(self) -> None:
         """Hold back lines from now on."""
-        if self._thread is None:
-            self._thread = threading.get_ident()
+        if self.thread is None:
+            self.thread = threading.get_ident()
             LOGGER.addFilter(self)
 
     def end_with_round(self) -> None:
@@ -49,14 +62,14 @@ class Quiet(logging.Filter):
 
     def end(self) -> None:
         """Let lines through again."""
-        if self._thread is not None:
-            self._thread = None
+        if self.thread is not None:
+            self.thread = None
             LOGGER.removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell logging whether the line may pass."""
-        if record.thread != self._thread or record.levelno >= logging.WARNING or getattr(record, "flwr_ckpt", False):
+        if record.thread != self.thread or record.levelno >= logging.WARNING or getattr(record, "flwr_ckpt", False):
             return True
         if self._until_blank and not record.getMessage().strip():
-            self._thread = None  # stays in place, and lets everything pass: filters are being gone through
-        return self._thread is None
+            self.thread = None  # stays in place, and lets everything pass: filters are being gone through
+        return self.thread is None

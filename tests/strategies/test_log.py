@@ -9,7 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.serverapp.strategy import FedAvg
+from lab.legacy import clients, initial_parameters, serve
 from lab.message import FakeGrid, average_client, start
 
 from flwr_ckpt import CheckpointCorruptError, CheckpointingStrategy, CheckpointMismatchError, KeepAll
@@ -79,6 +81,19 @@ def test_the_first_round_is_announced_after_a_death_in_it(caplog: pytest.LogCapt
     lines = [record.getMessage() for record in caplog.records]
     assert any(line.startswith("Resumed after round 0") for line in lines)
     assert "[ROUND 1/4]" in lines
+
+
+def test_a_server_that_broke_off_in_replay_does_not_silence_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    before = CheckpointingStrategy(LegacyFedAvg(initial_parameters=initial_parameters()), "legacy")
+    serve(before, clients(1), 2)
+    before.close()
+    stuck = CheckpointingStrategy(LegacyFedAvg(initial_parameters=initial_parameters()), "legacy")
+    stuck.initialize_parameters(clients(2))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "flwr"):
+        start(CheckpointingStrategy(FedAvg(), "digits"), FakeGrid(average_client, 1), evaluate_fn=None)
+    assert "[ROUND 1/4]" in [record.getMessage() for record in caplog.records]
+    stuck.close()
 
 
 def test_a_server_that_is_still_there_is_named_by_the_next(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ class Session:
             )
         self._identity, self._identity_json = identity, identity.to_json()
         claim(self.location.where, self)
+        logs.end_quiet()
         try:
             self._find_out()
         except BaseException:
