@@ -21,14 +21,13 @@ from . import generators
 from .arrays import ArrayEncoder
 from .classes import OwnPackages, is_named_tuple, type_name
 from .containers import CONTAINERS, Child, mapping, sequence, stands_for_itself
-from .flower import STRATEGIES, ConfigRecord, MetricRecord, RecordDict
+from .flower import RECORDS, STRATEGIES
 from .leaves import Node, encode_scalar
 from .objects import attributes, content_of, has_state_dict
 from .paths import Names, Path
 from .singles import Opaque, SingleEncoder, unstorable_state_dict
 
 _LEVELS_IN_PLACE = 40
-_RECORDS = (ConfigRecord, MetricRecord, RecordDict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ class Encoder:
             return container(self, value, node, path)
         if type(value) is types.FunctionType and parent is not None:
             return self.singles.function(value) or self.singles.not_state(value, path)
-        if type(value) in _RECORDS:
+        if type(value) in RECORDS:
             return self._record(value, path)
         return self._unusual(value, path)
 
@@ -235,7 +234,7 @@ class Encoder:
         return sequence(self, value, node, path, tuple.__iter__(value))
 
     def _record(self, value: Any, path: Path) -> Node:
-        kind = next(kind for kind in _RECORDS if isinstance(value, kind))
+        kind = next(kind for kind in RECORDS if isinstance(value, kind))
         node: dict[str, Any] = {"$": kind.__name__}
         self._meet(value, node, path)
         return mapping(self, value, node, path)
@@ -298,7 +297,7 @@ def _is_strategy(value: object, path: Path) -> bool:
 
 _KINDS: tuple[tuple[Callable[[object], bool], Callable[[Encoder, Any, Path], Node | None]], ...] = (
     (generators.is_generator, Encoder._generator),
-    (lambda value: isinstance(value, _RECORDS), Encoder._record),
+    (lambda value: isinstance(value, RECORDS), Encoder._record),
     (lambda value: is_named_tuple(type(value)), Encoder._named_tuple),
     (lambda value: isinstance(value, types.MethodType), Encoder._method),
 )

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import operator
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from flwr_ckpt.store.values import Json
 
 from .containers import stands_for_itself
 from .encode import Encoded
+from .flower import RECORDS
 from .leaves import Node
-from .objects import attributes, dictionary, has_slots
+from .objects import RESERVED, attributes, dictionary, has_slots
 from .tree import RECORD_KINDS
 
 _OF_OBJECT, _OF_RECORD = {"$", "type", "id", "v"}, {"$", "v"}
@@ -25,13 +26,13 @@ _PARTS = {"object": _OF_OBJECT, **dict.fromkeys(RECORD_KINDS, _OF_RECORD)}
 
 class _Root(NamedTuple):
     value: Any
-    raw: dict[str, Any] | None  # its `__dict__` as it was, where that is all it has
-    attributes: dict[str, Any]
+    find: Callable[[Any], dict[str, Any]]
+    found: dict[str, Any]
     node: dict[str, Any]
 
 
 class FlatRoots:
-    """The roots as the last walk found them, if there is nothing below their attributes."""
+    """The roots as the last capture found them, if there is nothing below their attributes."""
 
     def __init__(self) -> None:
         self._roots: dict[str, _Root] | None = None
@@ -40,56 +41,68 @@ class FlatRoots:
         """Take down what a walk has found; forget what was known if that is None, or anything is not flat."""
         self._roots = None
         if encoded is not None:
-            found = {name: _root(roots[name], encoded.tree["roots"][name]) for name in roots}
-            known = {name: root for name, root in found.items() if root is not None}
-            self._roots = known if len(known) == len(found) else None
+            nodes = encoded.tree["roots"]
+            if all(_is_flat(roots[name], nodes[name]) for name in roots):
+                self._roots = {name: _root(roots[name], nodes[name]) for name in roots}
 
     def again(self, roots: Mapping[str, Any]) -> Json | None:
         """Give the tree that a walk would find, or None where only a walk can tell."""
         if self._roots is None or list(roots) != list(self._roots):
             return None
-        nodes = {}
         for name, known in self._roots.items():
-            node = _node(known, roots[name])
-            if node is None:
+            if roots[name] is not known.value:
                 return None
-            nodes[name] = node
-        return {"roots": nodes, "deep": []}
+            found = known.find(known.value)
+            if _is_same(found, known.found):
+                continue
+            root = _changed(known, found)
+            if root is None:
+                return None
+            self._roots[name] = root
+        return {"roots": {name: root.node for name, root in self._roots.items()}, "deep": []}
 
 
-def _root(value: Any, node: Node) -> _Root | None:
+def _is_flat(value: Any, node: Node) -> bool:
     if not isinstance(node, dict) or node.keys() != _PARTS.get(node["$"]):
-        return None
-    found = _attributes(value, node)
-    flat = list(found) == list(node["v"]) and all(
+        return False
+    found = _shown(_way(value)(value))
+    return list(found) == list(node["v"]) and all(
         stands_for_itself(item) or type(item) is types.FunctionType for item in found.values()
     )
-    return _Root(value, _raw(value, node), found, node) if flat else None
 
 
-def _raw(value: Any, node: dict[str, Any]) -> dict[str, Any] | None:
-    own = dictionary(value) if node["$"] == "object" else None
-    return None if own is None or has_slots(type(value)) else dict(own)
+def _root(value: Any, node: dict[str, Any]) -> _Root:
+    find = _way(value)
+    return _Root(value, find, find(value), node)
 
 
-def _node(known: _Root, value: Any) -> Node:
-    """The node of a root whose attributes are the same objects as before, or other plain values."""
-    if value is not known.value:
+def _way(value: Any) -> Callable[[Any], dict[str, Any]]:
+    """How to copy the attributes or items; the quick way for an object that has nothing but a ``__dict__``."""
+    if isinstance(value, RECORDS):
+        return lambda record: dict(record.items())
+    if dictionary(value) is None or has_slots(type(value)):
+        return attributes
+    return lambda obj: dict(dictionary(obj) or {})
+
+
+def _shown(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in found.items() if type(name) is str and name != RESERVED}
+
+
+def _changed(known: _Root, found: dict[str, Any]) -> _Root | None:
+    """The root with other plain values in it; None if more than that has changed."""
+    if list(found) != list(known.found):
         return None
-    if known.raw is not None and _is_same(dictionary(value) or {}, known.raw):
-        return known.node
-    found, before = _attributes(value, known.node), known.attributes
-    if list(found) != list(before):
-        return None
-    changed = {name: item for name, item in found.items() if item is not before[name]}
-    if not all(stands_for_itself(item) and stands_for_itself(before[name]) for name, item in changed.items()):
-        return None
-    return {**known.node, "v": {**known.node["v"], **changed}}
+    shown = dict(known.node["v"])
+    for name, item in found.items():
+        before = known.found[name]
+        if item is before:
+            continue
+        if name not in shown or not (stands_for_itself(item) and stands_for_itself(before)):
+            return None
+        shown[name] = item
+    return _Root(known.value, known.find, found, {**known.node, "v": shown})
 
 
 def _is_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
     return list(now) == list(before) and all(map(operator.is_, now.values(), before.values()))
-
-
-def _attributes(value: Any, node: dict[str, Any]) -> dict[str, Any]:
-    return attributes(value) if node["$"] == "object" else dict(value.items())

@@ -13,6 +13,7 @@ from flwr.server.strategy import Strategy as LegacyStrategy
 from flwr.serverapp.strategy import Strategy
 
 __all__ = [
+    "RECORDS",
     "RUNTIME_HANDLES",
     "STRATEGIES",
     "Array",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 STRATEGIES = (Strategy, LegacyStrategy)
+RECORDS = (ConfigRecord, MetricRecord, RecordDict)
 
 # New in every run, and leading to everything else: never walked, never missed.
 RUNTIME_HANDLES = (Context, Grid, ClientManager, ClientProxy, Message)

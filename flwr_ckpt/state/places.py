@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from .flower import ConfigRecord, MetricRecord, RecordDict
+from .flower import RECORDS
 from .objects import attributes, container_base, delete_attribute, set_attribute
 from .paths import Path
 from .tree import MISSING
 
 KEEP: Any = object()  # leave what stands there
 
-_RECORDS = (ConfigRecord, MetricRecord, RecordDict)
 _IN_PLACE = (list, set, collections.deque, bytearray)
 
 
@@ -80,7 +79,7 @@ class Items:
 
 def mapping_kind(value: object) -> str | None:
     """The kind of node that `value` would be, if its items can be put back in place."""
-    for record in _RECORDS:
+    for record in RECORDS:
         if isinstance(value, record):
             return record.__name__
     kinds = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)

@@ -281,8 +281,10 @@ class _Digests:
         return None if known is None else known[1]
 
 
-def _flat(roots: Roots) -> dict[str, Any]:
+def _flat(roots: Roots) -> Roots:
     """Each extra object is a root of its own."""
+    if "extra" not in roots:
+        return roots
     flat = {name: value for name, value in roots.items() if name != "extra"}
     return flat | {f"extra.{name}": value for name, value in (roots.get("extra") or {}).items()}
 

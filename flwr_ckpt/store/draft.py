@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, overload
 
 from .values import Json
@@ -132,9 +133,8 @@ class Outcome:
     detail: Mapping[str, object] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """One commit to be.
+class Draft(NamedTuple):
+    """One commit to be. A tuple: two are made a round while training waits.
 
     Attributes
     ----------
@@ -157,7 +157,7 @@ class Draft:
     phase: Phase
     arrays: Sequence[Blob] | None = None
     state: Sequence[Blob] | None = None
-    documents: Mapping[str, Json] = field(default_factory=dict)
+    documents: Mapping[str, Json] = MappingProxyType({})
     outcomes: tuple[Outcome, ...] = ()
     durable: Callable[[Any], None] = lambda commit: None
     release: Callable[[], None] = lambda: None

@@ -39,8 +39,7 @@ class _Carried:
 
     def under(self, draft: Draft) -> Draft:
         """Give a draft all that it leaves as in the commit before, which failed."""
-        return replace(
-            draft,
+        return draft._replace(
             arrays=self.arrays if draft.arrays is None else draft.arrays,
             state=self.state if draft.state is None else draft.state,
             documents={**self.documents, **draft.documents},

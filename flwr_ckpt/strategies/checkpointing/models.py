@@ -110,6 +110,8 @@ class Models:
         callable
             For the writer's thread, once that commit is durable: writes the files.
         """
+        if self.module is None:
+            return {}, _nothing
         with self._lock:
             items = tuple(self._waiting)
         document = {_path(item.choice): [item.choice.server_round, repr(item.choice.score)] for item in items}
@@ -160,6 +162,10 @@ class Models:
                 continue
             with self._lock:
                 self._waiting = [waiting for waiting in self._waiting if waiting is not item]
+
+
+def _nothing(commit: Commit) -> None:
+    """Write no model."""
 
 
 def _path(choice: Choice) -> str:

@@ -120,7 +120,7 @@ class Session:
         self.attempts: dict[int, int] = {}
         self.nodes = Nodes(location.where, settings.seed, private=self.private)
         self.models = Models(module, settings.loss_key)
-        others = {**self.models.roots, "extra": dict(settings.extra_state)}
+        others = {**self.models.roots, **({"extra": dict(settings.extra_state)} if settings.extra_state else {})}
         self.kept = Kept(strategy, others, exclude=settings.exclude, private=self.private)
         self.depth = Depth(self.name)
         self.live = False
