@@ -14,7 +14,7 @@ from flwr_ckpt.store.draft import Blob
 
 _ALIGNMENT = 64
 _SPARE = 2  # as many captures as can wait at once: one being written, one queued
-_THREADS = 4  # one core does not use up what the memory can move
+_THREADS = 3  # one core does not use up what the memory can move
 _PART = 1 << 24  # bytes, for the threads to take in turn; less in all is copied by the caller alone
 
 
@@ -118,9 +118,14 @@ def _copy_all(copies: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]], nbytes: i
         for copy, source in copies:
             np.copyto(copy, source, casting="no")
         return
-    parts = [part for copy, source in copies for part in _parts(copy, source)]
+    parts = iter([part for copy, source in copies for part in _parts(copy, source)])
+
+    def work() -> None:
+        for copy, source in parts:  # whoever is free takes the next: to hand each over takes as long as a megabyte
+            np.copyto(copy, source, casting="no")
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        for done in [pool.submit(np.copyto, copy, source, casting="no") for copy, source in parts]:
+        for done in [pool.submit(work) for _ in range(_THREADS)]:
             done.result()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import tracemalloc
@@ -22,6 +23,7 @@ from flwr_ckpt.store.format.manifest import decode, encode, seal, unseal
 from flwr_ckpt.store.format.npy import parse_header, split_npy
 from flwr_ckpt.store.format.payloads import read_blob
 from flwr_ckpt.store.places.local_files import LocalFiles
+from flwr_ckpt.store.places.memory import WORTHWHILE
 from flwr_ckpt.store.same import same_bytes
 
 dtypes = st.one_of(
@@ -404,3 +406,29 @@ def test_damage_to_a_fence_changes_nothing(tiny: Path) -> None:
         flipped[offset] ^= 1 << (offset % 8)
         fence.write_bytes(flipped)
         assert _outcome(tiny)[0] == 1
+
+
+def anonymous_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
+
+
+@pytest.mark.parametrize("size", [WORTHWHILE - 1, WORTHWHILE, 3 * WORTHWHILE + 4097])
+@pytest.mark.parametrize("offset", [0, 1, 5000])
+def test_memory_of_any_size_is_filled_and_nothing_beside_it(size: int, offset: int, tmp_path: Path) -> None:
+    content = np.random.default_rng(size).bytes(offset + size)
+    (tmp_path / "file").write_bytes(content)
+    memory = bytearray(b"x" * (size + 20000))
+    with memoryview(memory) as whole, whole[7 : 7 + size] as target:
+        for part in LocalFiles(tmp_path).fill("file", offset, target):
+            part.release()
+    assert memory == b"x" * 7 + content[offset:] + b"x" * (20000 - 7)
+
+
+def test_more_memory_than_a_file_has_is_not_asked_for(tmp_path: Path) -> None:
+    """What a manifest states may be more than there is memory: the kernel is not to hand out what nobody fills."""
+    (tmp_path / "file").write_bytes(b"short")
+    before = anonymous_bytes()
+    with io.BytesIO(bytes(1 << 28)).getbuffer() as target:  # of which nothing is there before it is touched
+        assert sum(part.nbytes for part in LocalFiles(tmp_path).fill("file", 0, target)) == 5
+        assert anonymous_bytes() - before < 1 << 24

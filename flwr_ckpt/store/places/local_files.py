@@ -17,6 +17,7 @@ from ..names import temporary_key
 from ..same import same_bytes
 from .beside import done_beside
 from .files import Compare, Files
+from .memory import WORTHWHILE, populate
 from .system import System
 
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
@@ -102,6 +103,8 @@ class LocalFiles:
         """Read in parts that are still in the processor's cache when they are looked at."""
         descriptor, done = self._open(key), 0
         try:
+            if target.nbytes >= WORTHWHILE and self._has(descriptor, offset + target.nbytes):
+                populate(target)
             while count := self._system.preadv(descriptor, [target[done : done + _PART]], offset + done):
                 yield target[done : done + count]
                 done += count
@@ -257,6 +260,10 @@ class LocalFiles:
             self._system.fsync(descriptor)
         finally:
             self._system.close(descriptor)
+
+    def _has(self, descriptor: int, nbytes: int) -> bool:
+        """Whether a file is that long: a manifest may speak of more than there is, and than there is memory."""
+        return self._system.fstat(descriptor).st_size >= nbytes
 
     def _read(self, descriptor: int, offset: int, size: int) -> bytes:
         first = self._system.pread(descriptor, size, offset)
