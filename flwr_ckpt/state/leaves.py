@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from flwr_ckpt.store.format.array_types import described_type
+from flwr_ckpt.store.format.array_types import described_type, without_objects
 from flwr_ckpt.store.values import Json
 
 Node = Json
@@ -113,7 +113,7 @@ def decode_dtype(description: Json) -> np.dtype[Any]:
     if isinstance(description, dict):
         name = description["registered"]
         try:
-            return np.dtype(name)
+            return without_objects(np.dtype(name))
         except TypeError:
             raise ValueError(
                 f"the stored state holds an array of type {name!r}, which NumPy does not know here; "

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from restarts import Plain, Process
 
 from flwr_ckpt.state import StoredState
+from flwr_ckpt.state.leaves import decode_dtype
 from flwr_ckpt.store import CheckpointCorruptError, CheckpointError
 from tests.lab.hostile import VALUES, places_in, removed, replaced
 
@@ -104,6 +105,13 @@ def test_a_tree_that_states_anything(changes: list[tuple[Any, Any]], in_baseline
         _resumed(STATE.tree if in_baseline else tree, tree if in_baseline else None)
     assert os.getcwd() == before
     assert {name.partition(".")[0] for name in set(sys.modules) - loaded} <= {"torch"}, "nothing else is imported"
+
+
+@pytest.mark.parametrize("dtype", ["O", "|O", [["a", "|O"]], {"registered": "O"}, {"registered": "T"}])
+def test_stored_bytes_are_never_taken_for_addresses(dtype: Any) -> None:
+    """NumPy would follow them: the process would be gone, or be somebody else's."""
+    with pytest.raises(ValueError, match="which is never stored"):
+        decode_dtype(dtype)
 
 
 def _with(node: Any, name: str = "rate") -> Any:

@@ -63,7 +63,20 @@ def plain_dtype(name: str) -> np.dtype[Any] | None:
 
 def described_type(description: Json) -> np.dtype[Any]:
     """Make a type of what ``numpy.lib.format.dtype_to_descr`` said of it, after a way through JSON."""
-    return np.lib.format.descr_to_dtype(_with_tuples(description))
+    return without_objects(np.lib.format.descr_to_dtype(_with_tuples(description)))
+
+
+def without_objects(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Refuse a type whose elements are addresses: nothing of ours is, and somebody else would have chosen them.
+
+    Raises
+    ------
+    ValueError
+        If there are any.
+    """
+    if dtype.hasobject:
+        raise ValueError(f"what is stored holds an array of type {str(dtype)!r:.80}, which is never stored")
+    return dtype
 
 
 def _with_tuples(description: Json) -> Any:
