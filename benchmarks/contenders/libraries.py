@@ -6,6 +6,7 @@ A round is saved once it survives a power loss; the others would be compared wit
 from __future__ import annotations
 
 import os
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,9 @@ class _Async(Saver):
 
     _path: Path | None = None
 
+    @abstractmethod
     def _finish(self) -> None:
         """Wait for the library."""
-        raise NotImplementedError  # each library has its own way
 
     def wait(self) -> None:
         """Wait for the library, and sync what it wrote."""

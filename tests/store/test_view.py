@@ -6,6 +6,7 @@ import base64
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flwr_ckpt.store.reading.view import view_state
 
@@ -131,3 +132,10 @@ def test_kinds_of_a_later_version_do_not_stop_the_view() -> None:
     assert show({"$": "quaternion", "v": [1, 2]}) == "<quaternion [1, 2]>"
     assert show({"$": "sorteddict", "v": {"a": 1}}) == {"a": 1}
     assert show({"$": "same", "as": "nowhere"}) == "<same as nowhere>"
+
+
+@pytest.mark.parametrize("dtype", ["O", [["a", "|O"]], "T"])
+def test_stored_bytes_are_never_taken_for_addresses(dtype: Any) -> None:
+    node = {"$": "ndarray", "dtype": dtype, "shape": [1], "blob": "m"}
+    with pytest.raises(ValueError, match="which is never stored"):
+        show(node, m=np.zeros(1))
