@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flwr.app import Array, ArrayRecord
-from flwr.common import NDArrays, Parameters, parameters_to_ndarrays
+from flwr.common import NDArrays, Parameters
+
+from flwr_ckpt.store import npy_array
 
 _NPY = "numpy.ndarray"  # what Flower calls a serialised .npy file
 _WRAPPED = "_module."  # what Opacus puts before every name of the model that it wraps
@@ -17,20 +19,23 @@ class NamedWeights(Parameters):
 
 
 def to_ndarrays(parameters: Parameters) -> NDArrays:
-    """Read the arrays out of ``Parameters``.
+    """Read the arrays out of ``Parameters``; in a run this is done by the writer's thread, beside Flower's.
 
     Raises
     ------
     ValueError
         If its tensors are not serialised arrays.
     """
-    try:
-        return parameters_to_ndarrays(parameters)
-    except (ValueError, EOFError) as error:
-        raise ValueError(
-            f"Parameters of {len(parameters.tensors)} tensors and tensor_type {parameters.tensor_type!r} do not hold "
-            f"NumPy arrays, as a model's weights do: {error}"
-        ) from error
+    arrays = []
+    for index, tensor in enumerate(parameters.tensors):
+        array = npy_array(tensor)
+        if array is None:
+            raise ValueError(
+                f"Parameters of {len(parameters.tensors)} tensors and tensor_type {parameters.tensor_type!r} do not "
+                f"hold NumPy arrays, as a model's weights do: tensor {index} is none, or is not there to its end"
+            )
+        arrays.append(array)
+    return arrays
 
 
 def to_parameters(server_parameters: Parameters | ArrayRecord, names: Sequence[str] | None) -> Parameters:

@@ -16,7 +16,7 @@ from .errors import (
     FencedError,
     FormatVersionError,
 )
-from .format.array_types import array_type
+from .format.array_types import array_type, npy_array
 from .format.readable import readable_age, readable_size
 from .format.records import Commit, Entry
 from .format.servers import Server
@@ -73,6 +73,7 @@ __all__ = [
     "dumps",
     "from_json",
     "locate",
+    "npy_array",
     "parse_keep",
     "prepare",
     "readable_age",

@@ -267,10 +267,22 @@ def test_frozen_parameters_have_no_variate(tmp_path: Path) -> None:
     assert saved(tmp_path / "m") == expected()
 
 
-@pytest.mark.parametrize("what", [Parameters([b'{"a": 1}'], ""), Parameters([b""], "numpy.ndarray")])
-def test_tensors_that_are_no_arrays(what: Parameters, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="do not hold NumPy arrays"):
+WHOLE = ndarrays_to_parameters(weights()).tensors
+
+
+@pytest.mark.parametrize(
+    "tensor", [b'{"a": 1}', b"", WHOLE[1][:-1], WHOLE[1][:20], WHOLE[1].replace(b"'<f4'", b"'|O' ")]
+)
+def test_tensors_that_are_no_arrays(tensor: bytes, tmp_path: Path) -> None:
+    what = Parameters([WHOLE[0], tensor, *WHOLE[2:]], "numpy.ndarray")
+    with pytest.raises(ValueError, match=r"do not hold NumPy arrays.* tensor 1 is none"):
         module_of("base", tmp_path).maybe_checkpoint(what, 0.5, {})
+
+
+def test_weights_in_any_layout(tmp_path: Path) -> None:
+    odd = [np.asfortranarray(weights()[0]), weights()[1].astype(">f4"), *weights()[2:]]
+    module_of("base", tmp_path).maybe_checkpoint(ndarrays_to_parameters(odd), 0.5, {})
+    assert saved(tmp_path / "latest.safetensors") == expected()
 
 
 def test_what_is_neither_of_flowers_types(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +151,22 @@ def test_killed_between_choice_and_file_the_previous_best_is_there_and_then_the_
     chosen = stored(run, 3)
     message.start(make(kill=False), message.FakeGrid(losses([3, 2, 0.5, 4]), 2), arrays=record(5), evaluate_fn=None)
     assert weights(tmp_path / "best.safetensors") == chosen
+
+
+def test_weights_are_read_beside_other_threads_without_pythons_parser(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, parsing = ast.parse, set()
+
+    def noted(*args: Any, **kwargs: Any) -> ast.AST:
+        parsing.add(threading.current_thread().name)
+        return parse(*args, **kwargs)
+
+    monkeypatch.setattr(ast, "parse", noted)
+    only = CheckpointingStrategy(FedAvg(), run, module=module(tmp_path))
+    message.start(only, message.FakeGrid(losses([3, 2]), 1), arrays=record(), evaluate_fn=None, num_rounds=2)
+    assert weights(tmp_path / "best.safetensors") == stored(run, 2)
+    assert parsing == {threading.main_thread().name}, "two threads that parse at once break each other in Python 3.11"
 
 
 def test_a_fresh_run_ignores_the_scores_of_old_files(run: Path, tmp_path: Path) -> None:
