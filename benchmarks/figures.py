@@ -19,7 +19,7 @@ class Figures:
     Attributes
     ----------
     blocked, durable, raw : float
-        Seconds a round; `blocked` beyond the loop in which nothing is saved, `raw` of the raw write of the same arrays.
+        Seconds a round; `blocked` beyond the same loop in which nothing is saved, `raw` of a raw write of its arrays.
     durable_ratio : float
         Durable against raw, each within its round.
     memory_ratio : float
@@ -54,7 +54,17 @@ class Figures:
     copy_ratio: float | None
 
 
-def figures(turns: list[Result], *, skip: int = 0, loop: float = 0.0) -> Figures:
+def loop_of(turns: list[Result]) -> float:
+    """Give seconds a round of the loop in which nothing is saved."""
+    return _median(one["blocked"] for turn in turns for one in turn["rounds"])
+
+
+def case_figures(result: Result, *, skip: int = 0) -> Figures:
+    """Summarise a case, beside its own loop."""
+    return figures([result], skip=skip, loop=loop_of([result["loop"]]))
+
+
+def figures(turns: list[Result], *, skip: int = 0, loop: float) -> Figures:
     """Summarise the turns of one contender.
 
     Parameters
@@ -63,7 +73,7 @@ def figures(turns: list[Result], *, skip: int = 0, loop: float = 0.0) -> Figures
     skip : int
         Rounds at the beginning of each turn whose bytes on the disk do not count.
     loop : float
-        Seconds a round of the loop in which nothing is saved, which nobody is to be blamed for.
+        What `loop_of` gave for the same layout.
     """
     rounds = [one for turn in turns for one in turn["rounds"]]
     later = [one for turn in turns for one in turn["rounds"][skip:]]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .arrays import MIB, Layout
-from .contenders import NAMES
+from .contenders import NAMES, NOBODY
 from .worker import Task
 
 OURS = "flwr_ckpt"
@@ -30,6 +30,7 @@ class Size:
         Timed in each turn.
     loads : int
     contenders : sequence of str
+        In every turn the loop in which nothing is saved comes first.
     """
 
     mib: int
@@ -40,7 +41,7 @@ class Size:
 
     def task(self, contender: str) -> Task:
         """One turn."""
-        return Task("rounds", contender, layout_of(self.mib), self.rounds, self.loads)
+        return Task("rounds", contender, layout_of(self.mib), self.rounds, 0 if contender == NOBODY else self.loads)
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,6 @@ def _cases(*, shrink: int, rounds: int, values: int) -> dict[str, Task]:
     small = Layout(10, 1024)
     frozen = Layout(_ARRAYS, 2038 * MIB // _ARRAYS // shrink // 4 * 4, adapters=20, adapter_bytes=MIB // 2 // shrink)
     return {
-        "loop": Task("rounds", "nobody", layout_of(64 // min(shrink, 16)), 20),
         "many": Task("rounds", OURS, Layout(10_000 // shrink, 1024), 12, 1),
         "huge": Task("rounds", OURS, Layout(1, 4096 * MIB // shrink), 1),
         "lora": Task("rounds", OURS, frozen, 4, 1),

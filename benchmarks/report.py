@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .contenders import NAMES
-from .figures import Figures, aged, figures, seconds, size
+from .figures import Figures, aged, case_figures, seconds, size
 from .markdown import table
 from .results import Results
 from .targets import PROVED_BY_TESTS, targets
@@ -14,22 +14,23 @@ from .targets import PROVED_BY_TESTS, targets
 _METHOD = """\
 How it is measured. Every contender works inside Flower's own `Strategy.start` of the message API, over clients that do
 nothing, with aggregates as Flower's aggregation leaves them (`.npy` bytes, new ones each round). All take turns, each
-turn in a process of its own; in every round the same arrays are also written raw (one `writev` and `fsync`), and ratios
-are those of a round, their medians shown. *Blocked* is the time of the server's loop that is neither the clients' nor
-the strategy's own, less what the same loop takes where nothing is saved. *Durable* runs from the aggregate until all is
-synced; what a library does not sync itself is synced for it. *Memory* is the peak of anonymous memory (`RssAnon`, read
-by another process every 2 ms in a round that is not timed) beyond what Flower holds; the page cache does not count.
-*Disk* is what the round's new files take, against the bytes that changed. *Stalls* is the longest time for which
-another Python thread of the process stood still meanwhile. *Resume* is the time until Flower has the arrays again, from
-the page cache, against one read of the same bytes into as many new arrays, as in a process that has just begun; for the
-other libraries it is loading and conversion, for flwr-ckpt the start of a server up to its first live hook, everything
-verified. Nothing is compared before memory and disk have been touched."""
+turn in a process of its own; after every round the same arrays are also written raw (one `writev` and
+`fsync`), and ratios are those of a round, their medians shown. *Blocked* is the time of the server's loop that is
+neither the clients' nor the strategy's own, less what the same loop takes where nothing is saved, with models of the
+same size. *Durable* runs from the aggregate until all is synced; what a library does not sync itself is synced for it.
+*Memory* is the peak of anonymous memory (`RssAnon`, read by another process every 2 ms in a round that is not timed)
+beyond what Flower holds; the page cache does not count. *Disk* is what the round's new files take, against the bytes
+that changed. *Stalls* is the longest time for which another Python thread of the process stood still meanwhile.
+*Resume* is the time until Flower has the arrays again, from the page cache, against one read of the same bytes into as
+many new arrays, as in a process that has just begun; for the other libraries it is loading and conversion, for flwr-
+ckpt the start of a server up to its first live hook, everything verified. Nothing is compared before memory and disk
+have been touched."""
 
 
 def report(results: Results) -> str:
     """Write everything as one Markdown text."""
     comparison = results.figures()
-    reached = targets(comparison, results.cases, results.loop)
+    reached = targets(comparison, results.cases)
     parts = [
         "# Benchmarks",
         "Made by `make bench`. Raw figures: [`results.json`](results.json).",
@@ -45,13 +46,13 @@ def report(results: Results) -> str:
         "## Against other libraries",
         "![Blocked, durable, memory and disk by contender](comparison.png)",
     ]
-    for mib, by_contender in comparison.items():
-        parts += [f"### {size(mib << 20)} in 100 arrays", _comparison(by_contender)]
-    parts += ["## Special cases", table(_CASE_HEAD, list(_cases(results.cases, results.loop))), "## Method", _METHOD]
+    for mib, loop in results.loops().items():
+        parts += [f"### {size(mib << 20)} in 100 arrays", _comparison(comparison[mib], loop)]
+    parts += ["## Special cases", table(_CASE_HEAD, list(_cases(results.cases))), "## Method", _METHOD]
     return "\n\n".join(parts) + "\n"
 
 
-def _comparison(by_contender: dict[str, Figures]) -> str:
+def _comparison(by_contender: dict[str, Figures], loop: float) -> str:
     head = (
         "",
         "blocked",
@@ -79,12 +80,11 @@ def _comparison(by_contender: dict[str, Figures]) -> str:
         )
         for name, one in by_contender.items()
     ]
-    return table(head, rows)
+    return table(head, [("nothing saved: Flower's own loop", seconds(loop), *[""] * 8), *rows])
 
 
 _CASE_HEAD = ("case", "blocked", "durable", "raw write", "memory", "disk per round", "resume")
 _TITLES = {
-    "loop": "nothing is saved: Flower's own loop",
     "many": "{count:,} arrays of {each}",
     "huge": "one array of {each}",
     "lora": "LoRA: {changed} of {model} change",
@@ -94,7 +94,7 @@ _TITLES = {
 }
 
 
-def _cases(cases: dict[str, Any], loop: float) -> Iterator[Sequence[str]]:
+def _cases(cases: dict[str, Any]) -> Iterator[Sequence[str]]:
     for name, result in cases.items():
         task = result["task"]
         if name not in _TITLES:
@@ -102,7 +102,7 @@ def _cases(cases: dict[str, Any], loop: float) -> Iterator[Sequence[str]]:
             what = f"{task['rounds']:,} rounds, keep={task['keep']}"
             yield (what, "", f"{seconds(early)} at round 10, {seconds(late)} at the last", "", "", "", "")
             continue
-        one = figures([result], skip=2 if name == "lora" else 0, loop=0.0 if name == "loop" else loop)
+        one = case_figures(result, skip=2 if name == "lora" else 0)
         title = _TITLES[name].format(
             count=task["layout"]["count"],
             each=size(task["layout"]["bytes_each"]),
@@ -114,7 +114,4 @@ def _cases(cases: dict[str, Any], loop: float) -> Iterator[Sequence[str]]:
         blocked = seconds(one.blocked) + ("" if one.copy_ratio is None else f" ({one.copy_ratio:.2f} × memcpy)")
         load = "" if one.load is None else f"{seconds(one.load)} ({one.load_ratio:.2f} × read)"
         raw = "" if task["state_size"] else seconds(one.raw)
-        if name == "loop":
-            yield title, blocked, "", "", "", "", ""
-            continue
         yield title, blocked, seconds(one.durable), raw, size(one.memory), size(one.disk), load

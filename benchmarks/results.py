@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import psutil
 
 from . import machine
 from .arrays import MIB, Layout
-from .figures import Figures, Result, figures
+from .contenders import NOBODY
+from .figures import Figures, Result, figures, loop_of
 from .instruments import touch_disk, touch_memory
 from .plan import Plan, layout_of
 from .worker import Task, run
@@ -33,8 +34,9 @@ class Results:
         What was asked for.
     machine : dict of str to str
     comparison : dict
-        By size in MiB (as text) and contender: what each turn gave.
+        By size in MiB (as text) and contender, `NOBODY` among them: what each turn gave.
     cases : dict of str to dict
+        What each gave, with the task, and under ``"loop"`` what the same gave where nothing was saved.
     """
 
     plan: str
@@ -51,16 +53,17 @@ class Results:
         """Read what `save` wrote."""
         return cls(**json.loads(path.read_text()))
 
-    @property
-    def loop(self) -> float:
-        """Seconds that a round of Flower's own loop takes where nothing is saved; 0 if that was not measured."""
-        return figures([self.cases["loop"]]).blocked if "loop" in self.cases else 0.0
+    def loops(self) -> dict[int, float]:
+        """Give seconds that a round of Flower's own loop takes at each size, where nothing is saved."""
+        return {int(mib): loop_of(contenders[NOBODY]) for mib, contenders in self.comparison.items()}
 
     def figures(self) -> dict[int, dict[str, Figures]]:
         """Sum the comparison up."""
         return {
-            int(mib): {name: figures(turns, loop=self.loop) for name, turns in contenders.items()}
-            for mib, contenders in self.comparison.items()
+            mib: {
+                name: figures(turns, loop=loop) for name, turns in self.comparison[str(mib)].items() if name != NOBODY
+            }
+            for mib, loop in self.loops().items()
         }
 
 
@@ -87,13 +90,13 @@ def measure(plan: Plan, scratch: Path, tell: Callable[[str], None], keep: Callab
     for size in sizes:
         by_contender: dict[str, list[Result]] = results.comparison.setdefault(str(size.mib), {})
         for turn in range(size.turns):
-            for name in size.contenders:
+            for name in (NOBODY, *size.contenders):
                 tell(f"{size.mib} MiB, turn {turn + 1} of {size.turns}: {name}")
                 by_contender.setdefault(name, []).append(run(size.task(name), scratch))
                 keep(results)
     for name, task in cases.items():
         tell(f"case: {name}")
-        results.cases[name] = _with_task(run(task, scratch), task)
+        results.cases[name] = _case(task, scratch)
         keep(results)
 
 
@@ -106,8 +109,9 @@ def _fits(layout: Layout, tell: Callable[[str], None]) -> bool:
     return False
 
 
-def _with_task(result: Result, task: Task) -> Result:
-    return {**result, "task": asdict(task)}
+def _case(task: Task, scratch: Path) -> Result:
+    beside = {} if task.kind == "long" else {"loop": run(replace(task, contender=NOBODY, loads=0), scratch)}
+    return {**run(task, scratch), **beside, "task": asdict(task)}
 
 
 def tell(line: str) -> None:

@@ -1,7 +1,7 @@
 """The main measurement: rounds of one contender, each beside a raw write of the same bytes; then loads beside reads.
 
-The reference is measured in the same round, so that a disk that is slow for a while is slow for both: before the round
-is saved in every other one, and after it in the others.
+The reference is measured between two rounds, so that a disk that is slow for a while is slow for both; never within one
+or right before it, where Flower's next lines would pay for what it has driven out of the caches.
 """
 
 from __future__ import annotations
@@ -164,7 +164,6 @@ class MeasuredRounds(Rounds):
         self._older = self._next = ArrayRecord()
         self._strategy: Any = None
         self._ready = self._durable = 0.0
-        self._raw: float = 0.0
         self._copy: float | None = None
         self._peak: Peak | None = None
         self._ticker: Ticker | None = None
@@ -186,14 +185,13 @@ class MeasuredRounds(Rounds):
         self._who.wait()
         blocked, disk = self._stopwatch.take(), self._disk.grown()
         if server_round > 1:
-            self.done.append(Round(blocked, self._durable, self._raw, disk, self._copy))
+            raw = seconds_of_raw_write(self._scratch, self._model)
+            self.done.append(Round(blocked, self._durable, raw, disk, self._copy))
         gc.collect()  # Flower's messages, and the models in them, refer to each other in circles
         # The round before's arrays stay: what Flower lets go of must not hide what the contender takes.
         self._older = self._model
         self._next = next_model(self._model, self._layout)
         self._copy = self._state.seconds_of_copy(self._strategy)
-        if server_round % 2:
-            self._raw = seconds_of_raw_write(self._scratch, self._next)
         calm()
 
     def aggregate(self, server_round: int, strategy: Any) -> ArrayRecord:
@@ -216,8 +214,6 @@ class MeasuredRounds(Rounds):
             self.stalled = self._ticker.end()
             # There was one model before: the initial one, which Flower holds to the end.
             self.memory = max(self._peak.end() - self._before - 2 * self._layout.nbytes, 0)
-        elif not server_round % 2:
-            self._raw = seconds_of_raw_write(self._scratch, self._model)
 
 
 def _load(who: Contender, server_round: int, expected: ArrayRecord, scratch: Path, index: int) -> Load:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .figures import Figures, aged, figures, seconds
+from .figures import Figures, aged, case_figures, seconds
 from .plan import OURS
 
 _SECOND_COPY_ROUNDS = 2  # of a generation: an array that does not change is written in its first two
@@ -44,7 +44,7 @@ PROVED_BY_TESTS = {
 }
 
 
-def targets(comparison: Mapping[int, Mapping[str, Figures]], cases: Mapping[str, Any], loop: float) -> Iterator[Target]:
+def targets(comparison: Mapping[int, Mapping[str, Figures]], cases: Mapping[str, Any]) -> Iterator[Target]:
     """List the targets that these results can be held against.
 
     Parameters
@@ -53,17 +53,15 @@ def targets(comparison: Mapping[int, Mapping[str, Figures]], cases: Mapping[str,
         Figures by size (MiB) and contender.
     cases : Mapping
         Results by case.
-    loop : float
-        As in `figures`.
     """
     sizes = {mib: by_contender[OURS] for mib, by_contender in comparison.items() if OURS in by_contender}
     for mib, ours in sizes.items():
         yield _time(f"server blocked per round, {mib} MiB in 100 arrays", ours.blocked, 0.5e-3)
     if "many" in cases:
-        many = figures([cases["many"]], loop=loop)
+        many = case_figures(cases["many"])
         yield _time(f"server blocked per round, {_thousands(cases['many'])} arrays of 1 KiB", many.blocked, 3e-3)
     if "in_place" in cases:
-        ratio = figures([cases["in_place"]], loop=loop).copy_ratio
+        ratio = case_figures(cases["in_place"]).copy_ratio
         yield _ratio("blocked with strategy arrays that change in place, against a memcpy of them", ratio, 1.2)
     for mib, ours in sizes.items():
         yield _ratio(f"durable, against a raw writev + fsync, {mib} MiB", ours.durable_ratio, 1.10)
@@ -72,11 +70,11 @@ def targets(comparison: Mapping[int, Mapping[str, Figures]], cases: Mapping[str,
     for mib, ours in sizes.items():
         yield _ratio(f"bytes on disk per round, against those that changed, {mib} MiB", ours.disk_ratio, 1.01)
     if "lora" in cases:
-        lora = figures([cases["lora"]], skip=_SECOND_COPY_ROUNDS)
+        lora = case_figures(cases["lora"], skip=_SECOND_COPY_ROUNDS)
         yield _ratio("… where only adapters change (LoRA)", lora.disk_ratio, 1.01)
     if "best" in cases:
         yield _ratio(
-            "… with a best model that is a round's (no second copy)", figures([cases["best"]]).disk_ratio, 1.01
+            "… with a best model that is a round's (no second copy)", case_figures(cases["best"]).disk_ratio, 1.01
         )
     for mib, ours in sizes.items():
         yield _ratio(f"resume, against one read of the same bytes, {mib} MiB", ours.load_ratio, 1.2)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from .contender import Contender, Nobody
 
+NOBODY = "nobody"
 NAMES = {
     "raw": "raw writev + fsync",
     "flwr_ckpt": "flwr-ckpt",
@@ -22,9 +23,9 @@ NAMES = {
 def contender(name: str, folder: Path) -> Contender:
     """Make a contender by its name, which saves in a folder.
 
-    Beside those of `NAMES`, ``"best_model"`` is this project with a checkpointer, and ``"nobody"`` saves nothing.
+    Beside those of `NAMES`, ``"best_model"`` is this project with a checkpointer, and `NOBODY` saves nothing.
     """
-    if name == "nobody":
+    if name == NOBODY:
         return Nobody(folder)
     if name == "raw":
         from .raw import RawWrite
