@@ -53,7 +53,7 @@ class FlatRoots:
             if roots[name] is not known.value:
                 return None
             found = known.find(known.value)
-            if _is_same(found, known.found):
+            if list(found) == list(known.found) and all(map(operator.is_, found.values(), known.found.values())):
                 continue
             root = _changed(known, found)
             if root is None:
@@ -82,7 +82,7 @@ def _way(value: Any) -> Callable[[Any], dict[str, Any]]:
         return lambda record: dict(record.items())
     if dictionary(value) is None or has_slots(type(value)):
         return attributes
-    return lambda obj: dict(dictionary(obj) or {})
+    return lambda obj: dict(object.__getattribute__(obj, "__dict__"))
 
 
 def _shown(found: dict[str, Any]) -> dict[str, Any]:
@@ -102,7 +102,3 @@ def _changed(known: _Root, found: dict[str, Any]) -> _Root | None:
             return None
         shown[name] = item
     return _Root(known.value, known.find, found, {**known.node, "v": shown})
-
-
-def _is_same(now: dict[str, Any], before: dict[str, Any]) -> bool:
-    return list(now) == list(before) and all(map(operator.is_, now.values(), before.values()))

@@ -124,7 +124,7 @@ class StateRecorder:
         CheckpointError
             As `take_baseline`.
         """
-        baseline = self._taken_baseline()
+        baseline = self._baseline or self._taken_baseline()
         flat = _flat(roots)
         if self._inventory is not None and (known := self._flat.again(flat)) is not None:
             return Snapshot(known, baseline.tree, (), nothing, (), self._inventory, ())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, overload
 
@@ -108,9 +107,8 @@ def settled(data: Any) -> Buffer:
     return bytes(data)
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a phase of a round answered: the line of the run's history that replay reads.
+class Outcome(NamedTuple):
+    """What a phase of a round answered: the line of the run's history that replay reads. A tuple, as `Draft` is.
 
     Attributes
     ----------
@@ -130,7 +128,7 @@ class Outcome:
     answered: bool
     metrics: Mapping[str, object] | None = None
     loss: float | None = None
-    detail: Mapping[str, object] = field(default_factory=dict)
+    detail: Mapping[str, object] = MappingProxyType({})
 
 
 class Draft(NamedTuple):

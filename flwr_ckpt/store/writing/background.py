@@ -131,6 +131,8 @@ class BackgroundWriter:
         """Wait until every draft handed over of a round up to `server_round` has been written or has failed."""
         self._require_own_process()
         with self._lock:
+            if not self._queue and self._writing is None:
+                return
             waited = self._wait_while(lambda: any(job.draft.round <= server_round for job in self._pending()))
         self._report(waited, f"before round {server_round} was written")
 
@@ -228,7 +230,7 @@ class BackgroundWriter:
         )
 
     def _require_own_process(self) -> None:
-        if self.is_copy:
+        if os.getpid() != self._pid:
             raise CheckpointError(
                 f"this checkpoint writer belongs to process {self._pid} and was used in process {os.getpid()}, a "
                 "child made by fork. Only the process that opened a run writes to it: use the strategy there, or "

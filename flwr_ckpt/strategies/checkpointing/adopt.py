@@ -90,17 +90,13 @@ def _warn_of_stored_methods(strategy: Strategy, names: set[str]) -> None:
 # --- hooks: each finds the strategy's own method, passes nested calls through, and leaves the rest to the run
 
 
-def _original(base: type, strategy: Any, name: str) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(base, name).__get__(strategy, type(strategy))
-    return method
-
-
 def _hook(name: str, call: Callable[..., Any]) -> Callable[[type], Callable[..., Any]]:
     def make(base: type) -> Callable[..., Any]:
         @functools.wraps(getattr(base, name))
         def hook(self: Any, *args: Any, **kwargs: Any) -> Any:
-            run, original = run_of(self), _original(base, self, name)
-            if run.session.depth.nested:
+            run = run_of(self)
+            original = getattr(base, name).__get__(self, type(self))
+            if run.session.depth.level:
                 return original(*args, **kwargs)
             return call(run, original, *args, **kwargs)
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from ...store import CheckpointError
 
 
-class Depth:
-    """Whether a hook was called by the server, or by another of the strategy's own hooks.
+class Depth(threading.local):
+    """Whether a hook was called by the server, or by another of the strategy's own hooks; for each thread.
 
     Entered around each of the strategy's own hooks. Explains the one failure that the wrapping brings about:
     a `CheckpointError` where a strategy calls itself without end.
@@ -18,24 +18,24 @@ class Depth:
     ----------
     name : str
         The strategy's class, for the message.
+
+    Attributes
+    ----------
+    level : int
+        In how many of the strategy's own hooks this thread is: calls of others from there pass through.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._of = threading.local()
-
-    @property
-    def nested(self) -> bool:
-        """Whether this thread is inside one of the strategy's own hooks: calls of others from there pass through."""
-        return getattr(self._of, "value", 0) > 0
+        self.level = 0
 
     def __enter__(self) -> None:
-        self._of.value = getattr(self._of, "value", 0) + 1
+        self.level += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._of.value -= 1
+        self.level -= 1
         if isinstance(error, RecursionError):
             raise CheckpointError(
                 f"{self._name} called itself without end. If it says `super(type(self), self)`, write `super()`: "

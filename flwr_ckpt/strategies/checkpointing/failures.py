@@ -19,12 +19,17 @@ class Failures:
         Path or URL of the run, for messages.
     raises : bool
         Whether a failure is raised at the next hook, or only logged.
+
+    Attributes
+    ----------
+    first : BaseException or None
+        The first failure that is to be raised and has not been.
     """
 
     def __init__(self, where: str, *, raises: bool) -> None:
         self._where = where
         self._raises = raises
-        self._first: BaseException | None = None
+        self.first: BaseException | None = None
         self._unsaved: BaseException | None = None
         self._lock = threading.Lock()
 
@@ -33,7 +38,7 @@ class Failures:
         with self._lock:
             self._unsaved = failure
         if self._raises:
-            self._first = self._first or failure
+            self.first = self.first or failure
             return
         logs.error(
             "Round %d (%s) could not be saved in %s: %s: %s. Training goes on; the next round is saved again",
@@ -73,7 +78,7 @@ class Failures:
         CheckpointError
             With the failure as its cause.
         """
-        failure, self._first = self._first, None
+        failure, self.first = self.first, None
         if failure is not None:
             raise self.describe(failure) from failure
 

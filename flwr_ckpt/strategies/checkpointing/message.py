@@ -85,10 +85,9 @@ class MessageRun:
                 "has to be inside: write CheckpointingStrategy(Wrapper(Strategy(...)), run), not "
                 "Wrapper(CheckpointingStrategy(...))"
             )
-        if not self._first_hook_done:
-            self._first_hook_done = True
-            self.session.kept.take_baseline()
-            self.session.check_plain_attributes()
+        self._first_hook_done = True
+        self.session.kept.take_baseline()
+        self.session.check_plain_attributes()
 
     def close(self) -> None:
         """Flush, and end the writer."""
@@ -109,7 +108,8 @@ class MessageRun:
         """``configure_train`` and ``configure_evaluate``."""
         session = self.session
         session.kept.configs["train_config" if phase == "train" else "evaluate_config"] = config
-        self._enter_first_hook()
+        if not self._first_hook_done:
+            self._enter_first_hook()
         if phase == "train":
             self._check_grows(server_round)
         if session.record.is_past(server_round, phase):
@@ -130,7 +130,8 @@ class MessageRun:
     ) -> tuple[ArrayRecord | None, Any]:
         """``aggregate_train``: the commit that writes the global arrays."""
         session = self.session
-        self._enter_first_hook()
+        if not self._first_hook_done:
+            self._enter_first_hook()
         if session.record.is_past(server_round, "train"):
             return self._replay_train(server_round)
         session.enter(server_round, "aggregate-train")
@@ -149,7 +150,8 @@ class MessageRun:
     def aggregate_evaluate(self, original: Callable[..., Any], server_round: int, replies: Iterable[Message]) -> Any:
         """``aggregate_evaluate``: a commit of its own, if anybody was asked."""
         session = self.session
-        self._enter_first_hook()
+        if not self._first_hook_done:
+            self._enter_first_hook()
         if session.record.is_past(server_round, "evaluate"):
             metrics = metric_record(session.record.outcome(server_round, "evaluate"))
             session.replayed(server_round, "evaluate")
@@ -172,9 +174,10 @@ class MessageRun:
 
         def evaluate(server_round: int, arrays: ArrayRecord) -> Any:
             session = self.session
-            if session.depth.nested:
+            if session.depth.level:
                 return evaluate_fn(server_round, arrays)
-            self._enter_first_hook()
+            if not self._first_hook_done:
+                self._enter_first_hook()
             if session.record.is_past(server_round, "central"):
                 metrics = metric_record(session.record.outcome(server_round, "central"))
                 session.replayed(server_round, "central")

@@ -161,7 +161,8 @@ class Saver:
         """Raise that another server has taken over, or the first failure that is to be raised."""
         if (fenced := self._background.fenced) is not None:
             raise fenced
-        self._failures.raise_once()
+        if self._failures.first is not None:
+            self._failures.raise_once()
 
     def close(self) -> None:
         """Write what is held back and end the writer."""

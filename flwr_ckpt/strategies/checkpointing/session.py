@@ -336,7 +336,7 @@ class Session:
             self._let_go_of_arrays()
             attempts = self.attempts.get(outcome.round, 1)
             if attempts != 1:
-                outcome = replace(outcome, detail={**outcome.detail, "attempts": attempts})
+                outcome = outcome._replace(detail={**outcome.detail, "attempts": attempts})
         blobs = None if arrays is None else self._api.blobs(arrays)
         if arrays is not None:
             self.models.take(arrays)
