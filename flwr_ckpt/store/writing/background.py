@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 
 from ..draft import Draft
 from ..errors import CheckpointError, FencedError
@@ -81,7 +82,9 @@ class BackgroundWriter:
         # the caller's thread could leave it locked for good.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._written = threading.Condition(self._lock)  # what retention waits for: to wake it costs the caller time
+        self._written = threading.Condition(self._lock)  # what retention waits for
+        # What the writer waits for: a token for each job, at least. To wake it by a condition takes the caller longer.
+        self._work: SimpleQueue[None] = SimpleQueue()
         self._queue: deque[_Job] = deque()
         self._writing: _Job | None = None
         self._failure: BaseException | None = None
@@ -183,7 +186,7 @@ class BackgroundWriter:
             if self._closing:
                 raise CheckpointError(f"round {job.draft.round} was handed to a checkpoint writer that is closed")
             self._queue.append(job)
-            self._changed.notify_all()
+        self._work.put(None)
         if waited:
             self._report(waited, "to hand over the next one")
         return waited
@@ -199,6 +202,7 @@ class BackgroundWriter:
             self._closing = True
             self._changed.notify_all()
             self._written.notify_all()
+        self._work.put(None)
         for thread in self._threads:
             thread.join()
 
@@ -210,7 +214,7 @@ class BackgroundWriter:
         if not condition():
             return 0.0
         start = self._clock()
-        self._changed.notify_all()
+        self._work.put(None)
         while condition():
             self._changed.wait()
         return self._clock() - start
@@ -243,17 +247,18 @@ class BackgroundWriter:
             self._finish(job, error)
 
     def _take(self) -> _Job | None:
-        with self._lock:
-            while not self._queue:
+        while True:
+            with self._lock:
+                if self._queue:
+                    job = self._queue[0]
+                    # Taken before it leaves the queue: at no moment does it look like nobody's.
+                    job.taken = True
+                    self._writing = self._queue.popleft()
+                    self._changed.notify_all()
+                    return job
                 if self._closing:
                     return None
-                self._changed.wait()
-            job = self._queue[0]
-            # Taken before it leaves the queue: at no moment does it look like nobody's.
-            job.taken = True
-            self._writing = self._queue.popleft()
-            self._changed.notify_all()
-            return job
+            self._work.get()
 
     def _write(self, job: _Job) -> BaseException | None:
         try:
