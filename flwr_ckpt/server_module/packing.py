@@ -62,7 +62,13 @@ class FormatServerCheckpointAndStateModule(PackingServerCheckpointAndStateModule
         super().__init__(model, exchanger, model_checkpointers, state_checkpointer)
 
     def _packer_for(self, model: nn.Module) -> ParameterPacker[Any]:
-        """Make the packer of the format."""
+        """Make the packer of the format.
+
+        Raises
+        ------
+        NotImplementedError
+            Unless a subclass says which; without a model nobody asks, so that the class can be made all the same.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not say with which packer its lists are read")
 
 

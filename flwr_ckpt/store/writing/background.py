@@ -134,8 +134,8 @@ class BackgroundWriter:
         """Wait until every draft handed over of a round up to `server_round` has been written or has failed."""
         self._require_own_process()
         with self._lock:
-            if not self._queue and self._writing is None:
-                return
+            if not self._pending():
+                return  # so it is in most rounds, and training waits for this
             waited = self._wait_while(lambda: any(job.draft.round <= server_round for job in self._pending()))
         self._report(waited, f"before round {server_round} was written")
 
