@@ -296,6 +296,9 @@ class Process:
         target[: len(data)] = data
         return len(data)
 
+    def posix_fadvise(self, descriptor: int, offset: int, size: int, advice: int, /) -> None:
+        """Change nothing: what a file holds may reach the disk at any time, advised or not."""
+
     def fsync(self, descriptor: int, /) -> None:
         number, path = self.opened[descriptor]
         node = self.disk.nodes[number]

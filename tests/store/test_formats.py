@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -141,6 +142,51 @@ def test_a_disk_that_takes_less_than_it_is_given(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(os, "writev", lambda fd, buffers: real(fd, [memoryview(buffers[0])[:3]]))
     LocalFiles(tmp_path).create("file", [b"abcdefgh", b"", b"ij"])
     assert (tmp_path / "file").read_bytes() == b"abcdefghij"
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_the_disk_begins_with_one_part_of_a_large_file_while_the_next_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: bool
+) -> None:
+    calls: list[tuple[str, int, int]] = []
+    write, sync = os.writev, os.fsync
+
+    def writev(descriptor: int, buffers: list[memoryview]) -> int:
+        written = write(descriptor, buffers)
+        calls.append(("written", os.fstat(descriptor).st_size, written))
+        return written
+
+    def advise(descriptor: int, offset: int, size: int, advice: int) -> None:
+        calls.append(("begun", offset, size))
+        if refused:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def fsync(descriptor: int) -> None:
+        calls.append(("synced", 0, 0))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "writev", writev)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(os, "fsync", fsync)
+    buffers = [b"head", bytes(range(251)) * 70_000, b"", b"tail" * 1_500_000]
+    LocalFiles(tmp_path).create("file", buffers)
+    assert (tmp_path / "file").read_bytes() == b"".join(buffers)
+    kinds = [kind for kind, _, _ in calls]
+    begun = [(offset, size) for kind, offset, size in calls if kind == "begun"]
+    assert kinds[:4] == ["written", "written", "begun", "written"]
+    assert kinds[-1] == "synced"
+    assert kinds.count("synced") == 1
+    ends = [offset + size for offset, size in begun]
+    assert [offset for offset, _ in begun] == [0, *ends[:-1]], "each once, and none left out"
+    assert max(size for _, size in begun) <= 1 << 22
+    last = [size for kind, _, size in calls if kind == "written"][-1]
+    assert ends[-1] == len(b"".join(buffers)) - last, "the last part is the sync's own"
+
+
+def test_a_small_file_is_only_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fadvise")
+    LocalFiles(tmp_path).create("file", [b"ab"] * 1024)
+    assert (tmp_path / "file").read_bytes() == b"ab" * 1024
 
 
 def test_a_disk_that_gives_less_than_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

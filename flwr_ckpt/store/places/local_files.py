@@ -8,6 +8,7 @@ import mmap
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from .memory import WORTHWHILE, populate
 from .system import System
 
 _MAX_BUFFERS = 1024  # IOV_MAX on Linux
+_WRITTEN_AT_ONCE = 1 << 22  # bytes: large enough for the kernel's large pages, and small beside a model
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _PART = 1 << 18  # bytes
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -278,17 +280,49 @@ class LocalFiles:
         return b"".join(parts)
 
     def _write_all(self, descriptor: int, buffers: Iterable[Buffer]) -> None:
-        views = [view for view in (memoryview(buffer).cast("B") for buffer in buffers) if view.nbytes]
-        start = 0
-        while start < len(views):
-            batch = views[start : start + _MAX_BUFFERS]
-            written = self._system.writev(descriptor, batch)
-            for view in batch:
-                if written < view.nbytes:
-                    views[start] = view[written:]
-                    break
-                written -= view.nbytes
-                start += 1
+        """Write all, and have the disk begin with one part while the next is copied."""
+        begun = done = 0
+        for part in _parts(buffers):
+            size = sum(view.nbytes for view in part)
+            self._write_part(descriptor, part)
+            if done > begun:
+                # One part behind: the page in which two parts meet is complete then, and is written once.
+                self._begin_to_sync(descriptor, begun, done - begun)
+            begun, done = done, done + size
+
+    def _write_part(self, descriptor: int, views: list[memoryview]) -> None:
+        while views:
+            written = self._system.writev(descriptor, views)
+            while views and written >= views[0].nbytes:
+                written -= views.pop(0).nbytes
+            if written:
+                views[0] = views[0][written:]
+
+    def _begin_to_sync(self, descriptor: int, offset: int, size: int) -> None:
+        """Have the kernel begin to write what a sync would begin with only when all is there.
+
+        On Linux this advice does so without waiting; pages that are not on the disk yet stay cached.
+        """
+        if sys.platform == "linux":
+            with suppress(OSError):  # advice: a sync follows in any case, and it is the sync that counts
+                self._system.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+def _parts(buffers: Iterable[Buffer]) -> Iterator[list[memoryview]]:
+    """Cut what is to be written into what is written at once."""
+    part: list[memoryview] = []
+    size = 0
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        for start in range(0, view.nbytes, _WRITTEN_AT_ONCE):
+            piece = view[start : start + _WRITTEN_AT_ONCE]
+            if len(part) == _MAX_BUFFERS or (part and size + piece.nbytes > _WRITTEN_AT_ONCE):
+                yield part
+                part, size = [], 0
+            part.append(piece)
+            size += piece.nbytes
+    if part:
+        yield part
 
 
 @functools.lru_cache(maxsize=64)  # 10,000 arrays may lie in one file, and a path takes as long to make as to open

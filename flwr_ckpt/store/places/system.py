@@ -40,6 +40,9 @@ class System(Protocol):
     def preadv(self, descriptor: int, buffers: Sequence[memoryview], offset: int, /) -> int:
         """Read into memory; perhaps less than there is room for."""
 
+    def posix_fadvise(self, descriptor: int, offset: int, size: int, advice: int, /) -> None:
+        """Say what a part of a file will be used for."""
+
     def fsync(self, descriptor: int, /) -> None:
         """Make a file's contents, or a folder's names, durable."""
 
