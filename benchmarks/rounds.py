@@ -20,7 +20,18 @@ from .arrays import Layout, first_model, next_model, same_numbers
 from .contenders import contender
 from .contenders.contender import Contender
 from .flower_loop import Clients, Rounds, prepared_strategy
-from .instruments import Folder, Peak, Stopwatch, Ticker, anonymous_bytes, calm, seconds_of_raw_write, trim, write_raw
+from .instruments import (
+    Folder,
+    Peak,
+    Stopwatch,
+    Ticker,
+    anonymous_bytes,
+    calm,
+    seconds_of_raw_write,
+    touch_page_cache,
+    trim,
+    write_raw,
+)
 from .strategy_state import NoState
 
 _WARM_UP = Layout(count=2, bytes_each=4096)
@@ -190,9 +201,10 @@ class MeasuredRounds(Rounds):
         gc.collect()  # Flower's messages, and the models in them, refer to each other in circles
         # The round before's arrays stay: what Flower lets go of must not hide what the contender takes.
         self._older = self._model
+        calm()
+        touch_page_cache(self._scratch, self._model)
         self._next = next_model(self._model, self._layout)
         self._copy = self._state.seconds_of_copy(self._strategy)
-        calm()
 
     def aggregate(self, server_round: int, strategy: Any) -> ArrayRecord:
         """Change the strategy's state and hand over the arrays."""
