@@ -359,3 +359,30 @@ def test_a_file_that_is_no_longer_one(
         assert before == data, "nothing was written through it"
     _is_as_it_was(sound)
     record_property("counted", ("files replaced by what is none", {"tried": len(sound.files), "lost": 0, "wrong": 0}))
+
+
+@pytest.mark.parametrize("broken", range(0, 8, 3))
+def test_a_large_array_that_is_read_beside_others_is_verified_as_any(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: int
+) -> None:
+    writer = opened(tmp_path / "run")
+    large = {
+        number: tuple(blob(str(index), np.full(40_000, number + index)) for index in range(8)) for number in (1, 2)
+    }
+    writer.commit(initial())
+    for server_round, arrays in large.items():
+        writer.commit(train(server_round, arrays=arrays))
+    sound = reader(tmp_path / "run").resume()
+    assert sound is not None
+    assert list(sound.arrays.items()) == [(one.name, one.data) for one in large[2]]
+
+    place = sound.commit.arrays[broken].places[0]
+    file = tmp_path / "run" / place.file
+    data = bytearray(file.read_bytes())
+    data[place.offset + 100_000] ^= 1
+    file.write_bytes(data)
+    older = reader(tmp_path / "run").resume()
+    assert older is not None
+    assert older.commit.round == 1
+    assert list(older.arrays.items()) == [(one.name, one.data) for one in large[1]]
+    assert f"the array '{broken}' does not have the checksum that was written" in caplog.text

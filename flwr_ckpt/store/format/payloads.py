@@ -14,6 +14,7 @@ from zlib_ng.zlib_ng import crc32
 
 from ..errors import CheckpointCorruptError
 from ..places.files import Files, is_damage
+from ..places.memory import unfilled
 from .readable import readable_size
 from .records import Chunk, Commit, DataFile, Entry, Place
 
@@ -31,29 +32,22 @@ def read_blob(files: Files, entry: Entry) -> bytes:
     CheckpointCorruptError
         If it is sound nowhere.
     """
-    problems: list[str] = []
-    for place in entry.places:
-        data, problem = _read_place(files, entry, place)
-        if data is not None:
-            if problems:
-                logger.warning("%s. Its second copy is sound and was taken.", problems[0])
-            return data
-        problems.append(problem)
-    if problems:
-        raise CheckpointCorruptError(
-            f"{'; '.join(problems)}. An older round may be sound: `flwr-ckpt verify` tells which"
-        )
-    return entry.header
+    return _read_into(unfilled(entry.nbytes), files, entry)
 
 
 def read_blobs(files: Files, entries: Sequence[Entry]) -> list[bytes]:
-    """Read many blobs, several at once where that pays."""
-    return _for_each(files, entries, lambda entry: read_blob(files, entry))
+    """Read many blobs, several at once where that pays.
+
+    All memory is taken in this thread: in others it would come from heaps of their own, which are made to grow page
+    by page.
+    """
+    memories = [unfilled(entry.nbytes) for entry in entries]
+    return _for_each(files, entries, lambda index: _read_into(memories[index], files, entries[index]))
 
 
 def view_payloads(files: Files, entries: Sequence[Entry]) -> list[memoryview]:
     """Map the stored bytes of many entries, as `view_payload` does, several at once where that pays."""
-    return _for_each(files, entries, lambda entry: view_payload(files, entry))
+    return _for_each(files, entries, lambda index: view_payload(files, entries[index]))
 
 
 def view_payload(files: Files, entry: Entry) -> memoryview:
@@ -118,28 +112,41 @@ def _problems_of_file(files: Files, file: DataFile, chunks: list[Chunk]) -> Iter
         yield f"{path}: no checksum covers the bytes from {end} to {size}"
 
 
-def _read_place(files: Files, entry: Entry, place: Place) -> tuple[bytes | None, str]:
+def _read_into(memory: io.BytesIO, files: Files, entry: Entry) -> bytes:
+    problems: list[str] = []
+    for place in entry.places:
+        problem = _read_place(memory, files, entry, place)
+        if problem is None:
+            if problems:
+                logger.warning("%s. Its second copy is sound and was taken.", problems[0])
+            return memory.getvalue()
+        problems.append(problem)
+    if problems:
+        raise CheckpointCorruptError(
+            f"{'; '.join(problems)}. An older round may be sound: `flwr-ckpt verify` tells which"
+        )
+    return entry.header
+
+
+def _read_place(memory: io.BytesIO, files: Files, entry: Entry, place: Place) -> str | None:
+    """Read an entry, with its header in front of it, and say what is wrong with what was read."""
     try:
-        data, size, crc = _read_whole(files, entry, place)
+        size, crc = _fill(memory, files, entry, place)
     except OSError as error:
         if not is_damage(error):
             raise
-        return None, f"{files.describe(place.file)}: cannot be read ({error.strerror})"
+        return f"{files.describe(place.file)}: cannot be read ({error.strerror})"
     if (size, crc) == (entry.size, entry.crc):
-        return data, ""
-    return None, (
+        return None
+    return (
         f"{files.describe(place.file)}: the array {entry.name!r:.80} does not have the checksum that was written "
         f"({size} of {entry.size} bytes from byte {place.offset})"
     )
 
 
-def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, int]:
-    """Read an entry with its header in front of it; also give how many bytes there were, and their checksum.
-
-    It is read into memory that becomes the result: `BytesIO` hands out what it was filled with, and does not copy it
-    again. The checksum is computed from the processor's cache.
-    """
-    memory, start = io.BytesIO(bytes(entry.nbytes)), len(entry.header)
+def _fill(memory: io.BytesIO, files: Files, entry: Entry, place: Place) -> tuple[int, int]:
+    """Give how many bytes there were behind the header, and their checksum, computed from the processor's cache."""
+    start = len(entry.header)
     size = crc = 0
     # Each view is released: as long as anybody might write to the memory, `getvalue` gives a copy.
     with memory.getbuffer() as whole, whole[start:] as target:
@@ -148,21 +155,24 @@ def _read_whole(files: Files, entry: Entry, place: Place) -> tuple[bytes, int, i
             with part:
                 crc = crc32(part, crc)
                 size += part.nbytes
-    return memory.getvalue(), size, crc
+    return size, crc
 
 
-def _for_each(files: Files, entries: Sequence[Entry], work: Callable[[Entry], _T]) -> list[_T]:
-    progress = _Progress(sum(entry.size for entry in entries))
+def _for_each(files: Files, entries: Sequence[Entry], work: Callable[[int], _T]) -> list[_T]:
+    """Do some work on the number of each entry."""
+    total = sum(entry.size for entry in entries)
+    progress = _Progress(total)
 
-    def run(entry: Entry) -> _T:
-        result = work(entry)
-        progress.done(entry.size)
+    def run(index: int) -> _T:
+        result = work(index)
+        progress.done(entries[index].size)
         return result
 
-    if files.at_once == 1 or len(entries) < 2:
-        return [run(entry) for entry in entries]
-    with ThreadPoolExecutor(files.at_once) as pool:
-        return list(pool.map(run, entries))
+    at_once = files.at_once(total // max(len(entries), 1))
+    if at_once == 1 or len(entries) < 2:
+        return [run(index) for index in range(len(entries))]
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(run, range(len(entries))))
 
 
 class _Progress:

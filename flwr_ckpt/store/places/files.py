@@ -28,14 +28,10 @@ class Files(Protocol):
 
     Every method may raise `OSError`; a missing file is a `FileNotFoundError`, a name that is taken a
     `FileExistsError`.
-
-    Attributes
-    ----------
-    at_once : int
-        How many reads at once are quicker than one after the other.
     """
 
-    at_once: int
+    def at_once(self, size: int) -> int:
+        """Say how many reads of about `size` bytes are best done at once."""
 
     def describe(self, key: str = "") -> str:
         """Say where a key lies, for messages."""

@@ -40,8 +40,6 @@ class LocalFiles:
         Carries out the calls; the operating system itself, if not a test's.
     """
 
-    at_once = 1  # what takes the time is the kernel's handing out of memory, which goes no faster in two threads
-
     def __init__(self, root: Path, system: System = os) -> None:
         self.root = root
         self._system = system
@@ -49,6 +47,10 @@ class LocalFiles:
     def describe(self, key: str = "") -> str:
         """Give the full path."""
         return str(self.root / key)
+
+    def at_once(self, size: int) -> int:
+        """Two, while large reads keep the kernel busy handing out memory; small ones keep the interpreter busy."""
+        return 2 if size >= WORTHWHILE else 1
 
     def make_root(self) -> None:
         """Make the run's folder and those above it, each synced into the one that holds it before the next is made."""

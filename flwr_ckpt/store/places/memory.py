@@ -1,8 +1,9 @@
-"""Memory that is about to be filled, asked of the kernel at once and not page by page."""
+"""Memory that is about to be filled: without zeros first, and asked of the kernel at once, not page by page."""
 
 from __future__ import annotations
 
 import ctypes
+import io
 import mmap
 import sys
 
@@ -10,6 +11,17 @@ WORTHWHILE = 1 << 17  # bytes
 _MADV_POPULATE_WRITE = 23  # from Linux 5.14 on; an older kernel refuses it, and hands out pages as they are touched
 
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+_new_bytes = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+
+
+def unfilled(nbytes: int) -> io.BytesIO:
+    """Take memory that becomes a result: `BytesIO` hands out what it was filled with, and does not copy it again.
+
+    What it holds is what lay there before, so all of it is to be written; ``bytes(n)`` would write zeros first.
+    """
+    return io.BytesIO(_new_bytes(None, nbytes))
 
 
 def populate(target: memoryview) -> None:

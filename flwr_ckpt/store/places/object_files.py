@@ -86,8 +86,6 @@ class ObjectFiles:
         The folder in the bucket.
     """
 
-    at_once = 4  # each waits for an answer most of the time
-
     def __init__(self, store: ObjectStore, url: str, root: str) -> None:
         self._store = store
         self._url = url
@@ -97,6 +95,10 @@ class ObjectFiles:
     def describe(self, key: str = "") -> str:
         """Give the full URL."""
         return f"{self._url}/{key}" if key else self._url
+
+    def at_once(self, size: int) -> int:
+        """Some, of any size: each waits for an answer most of the time."""
+        return 4
 
     def make_root(self) -> None:
         """Make sure that the endpoint does what the store rests on; there is no folder to make.
