@@ -81,10 +81,15 @@ def check_segment(files: Files, segment: Segment) -> None:
     _outcomes_of(segment, _read(files, segment), files)
 
 
-def is_due(outcomes: Sequence[Outcome]) -> bool:
-    """Whether outcomes are too many for a manifest."""
+def is_due(outcomes: Sequence[Outcome], nbytes: int) -> bool:
+    """Whether outcomes, which take so many bytes, are too many for a manifest."""
     rounds = {outcome.round for outcome in outcomes}
-    return len(rounds) > MOST_ROUNDS or (len(rounds) > 1 and len(_lines(outcomes)) > _MOST_BYTES)
+    return len(rounds) > MOST_ROUNDS or (len(rounds) > 1 and nbytes > _MOST_BYTES)
+
+
+def size_of(outcomes: Iterable[Outcome]) -> int:
+    """Give the bytes that outcomes take."""
+    return len(_lines(outcomes))
 
 
 def archive(files: Files, key: str, segments: Sequence[Segment], outcomes: Sequence[Outcome]) -> tuple[Segment, ...]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from ..draft import Blob, Draft, Outcome, Phase
 from ..errors import CheckpointNotFoundError, FencedError
 from ..format.generations import Fence, look, take_generation
-from ..format.history import archive, is_due
+from ..format.history import archive, is_due, size_of
 from ..format.manifest import encode
 from ..format.records import Commit, Extent, Parent, Segment, Span
 from ..names import CommitName, round_folder, segment_key
@@ -47,6 +48,14 @@ class _Carried:
         )
 
 
+class _History(NamedTuple):
+    """The outcomes that stand in a manifest, the bytes they take, and the segments that hold those before them."""
+
+    outcomes: tuple[Outcome, ...] = ()
+    nbytes: int = 0
+    segments: tuple[Segment, ...] = ()
+
+
 @dataclass(frozen=True)
 class _Past:
     """What the next commit builds on.
@@ -56,12 +65,12 @@ class _Past:
     parent : Parent or None
     line : tuple of Span
         The generations before this one.
+    history : _History
     """
 
     parent: Parent | None = None
     line: tuple[Span, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
-    segments: tuple[Segment, ...] = ()
+    history: _History = field(default_factory=_History)
     passed: tuple[Extent, ...] = ()
 
 
@@ -213,7 +222,8 @@ class RunWriter:
             self._past = replace(self._past, parent=None, line=(), passed=())
         self._files.make_folder(round_folder(base.round))
         tables, segments = link_files(self._files, base, self.generation, source_files or self._files)
-        commit = self._commit_of(base.round, base.phase, tables, base.outcomes, segments)
+        history = self._past.history._replace(segments=segments)
+        commit = self._commit_of(base.round, base.phase, tables, history)
         try:
             self._link(commit)
         except FencedError as error:
@@ -221,7 +231,7 @@ class RunWriter:
             raise FencedError(f"{error}. {_MAYBE if linked else _NOT}") from error
         self._assembler = Assembler(self._files, self.generation, commit)
         written = [*(file.key for file in commit.files), *(segment.key for segment in commit.segments)]
-        self._durable(commit, written, ())
+        self._durable(commit, history, written, ())
         return commit
 
     # --- one commit ----------------------------------------------------------------------------------------------
@@ -248,8 +258,8 @@ class RunWriter:
                 # Else a power loss could leave a manifest without what it refers to: that looks like damage, and
                 # is then kept for good.
                 self._files.sync_folder(round_folder(draft.round))
-            outcomes, segments = self._history(draft, written)
-            commit = self._commit_of(draft.round, draft.phase, tables, outcomes, segments)
+            history = self._history(draft, written)
+            commit = self._commit_of(draft.round, draft.phase, tables, history)
             self._link(commit)
         except BaseException as error:
             self._retention.failed(name, base, written)
@@ -257,26 +267,27 @@ class RunWriter:
                 look(self._files, self._fence)  # a folder that is gone, or a name that is taken, is another's doing
             raise
         self._assembler.settle(commit)
-        self._durable(commit, written, draft.outcomes)
+        self._durable(commit, history, written, draft.outcomes)
         return commit
 
-    def _history(self, draft: Draft, written: list[str]) -> tuple[tuple[Outcome, ...], tuple[Segment, ...]]:
+    def _history(self, draft: Draft, written: list[str]) -> _History:
         """Say which outcomes stand in the manifest, and which in segments."""
-        outcomes, segments = (*self._past.outcomes, *draft.outcomes), self._past.segments
+        past = self._past.history
+        outcomes, nbytes = (*past.outcomes, *draft.outcomes), past.nbytes + size_of(draft.outcomes)
         old = tuple(outcome for outcome in outcomes if outcome.round < draft.round)
-        if not old or not is_due(outcomes):
-            return outcomes, segments
+        if not old or not is_due(outcomes, nbytes):
+            return _History(outcomes, nbytes, past.segments)
         key = segment_key(draft.round, self.generation, draft.phase)
         written.append(key)
-        return outcomes[len(old) :], archive(self._files, key, segments, old)
+        segments = archive(self._files, key, past.segments, old)
+        return _History(outcomes[len(old) :], size_of(outcomes[len(old) :]), segments)
 
     def _commit_of(
         self,
         server_round: int,
         phase: Phase,
         tables: Tables,
-        outcomes: tuple[Outcome, ...],
-        segments: tuple[Segment, ...],
+        history: _History,
     ) -> Commit:
         # Never a number twice, even of a commit that failed: its manifest may be there nevertheless.
         self._sequence += 1
@@ -297,8 +308,8 @@ class RunWriter:
             state=tables.state,
             stored_documents=tables.stored_documents,
             inline_documents=tables.inline_documents,
-            outcomes=outcomes,
-            segments=segments,
+            outcomes=history.outcomes,
+            segments=history.segments,
             passed=self._past.passed,
         )
 
@@ -312,10 +323,10 @@ class RunWriter:
             self._rooted_round = commit.round
         look(self._files, self._fence)
 
-    def _durable(self, commit: Commit, written: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    def _durable(self, commit: Commit, history: _History, written: Sequence[str], outcomes: Sequence[Outcome]) -> None:
         self.resumed = None
         parent = Parent(commit.generation, commit.sequence, commit.round, commit.phase)
-        self._past = replace(self._past, parent=parent, outcomes=commit.outcomes, segments=commit.segments)
+        self._past = replace(self._past, parent=parent, history=history)
         self._retention.durable(commit, written, outcomes)
 
 
@@ -344,8 +355,7 @@ def _past_of(base: Commit, passed: tuple[Extent, ...]) -> _Past:
     return _Past(
         parent=Parent(base.generation, base.sequence, base.round, base.phase),
         line=base.line,
-        outcomes=base.outcomes,
-        segments=base.segments,
+        history=_History(base.outcomes, size_of(base.outcomes), base.segments),
         passed=tuple(dict.fromkeys((*base.passed, *passed))),
     )
 
