@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from ..draft import Outcome
 from ..errors import CheckpointCorruptError
 from ..names import HISTORY
 from ..places.files import Files, is_damage
-from .manifest import outcome_from_json, outcome_to_json
+from .manifest import outcome_from_json, outcome_text
 from .records import Commit, Segment
 
 logger = logging.getLogger("flwr")
@@ -81,18 +82,37 @@ def check_segment(files: Files, segment: Segment) -> None:
     _outcomes_of(segment, _read(files, segment), files)
 
 
-def is_due(outcomes: Sequence[Outcome], nbytes: int) -> bool:
-    """Whether outcomes, which take so many bytes, are too many for a manifest."""
-    rounds = {outcome.round for outcome in outcomes}
-    return len(rounds) > MOST_ROUNDS or (len(rounds) > 1 and nbytes > _MOST_BYTES)
+class Recent(NamedTuple):
+    """The outcomes that stand in a manifest.
+
+    Attributes
+    ----------
+    outcomes : tuple of Outcome
+        Oldest first.
+    lines : tuple of str
+        Each as it is written: every commit writes all of them again.
+    """
+
+    outcomes: tuple[Outcome, ...] = ()
+    lines: tuple[str, ...] = ()
+
+    def and_then(self, outcomes: Sequence[Outcome]) -> Recent:
+        """Add newer ones."""
+        return Recent((*self.outcomes, *outcomes), (*self.lines, *map(outcome_text, outcomes)))
+
+    def split(self, server_round: int) -> tuple[Recent, Recent]:
+        """Part those before a round from the others."""
+        count = sum(outcome.round < server_round for outcome in self.outcomes)
+        return Recent(self.outcomes[:count], self.lines[:count]), Recent(self.outcomes[count:], self.lines[count:])
 
 
-def size_of(outcomes: Iterable[Outcome]) -> int:
-    """Give the bytes that outcomes take."""
-    return len(_lines(outcomes))
+def is_due(recent: Recent) -> bool:
+    """Whether outcomes are too many for a manifest."""
+    rounds = {outcome.round for outcome in recent.outcomes}
+    return len(rounds) > MOST_ROUNDS or (len(rounds) > 1 and sum(map(len, recent.lines)) > _MOST_BYTES)
 
 
-def archive(files: Files, key: str, segments: Sequence[Segment], outcomes: Sequence[Outcome]) -> tuple[Segment, ...]:
+def archive(files: Files, key: str, segments: Sequence[Segment], old: Recent) -> tuple[Segment, ...]:
     """Move outcomes to a segment, merged with the newest ones that are not larger.
 
     Returns
@@ -100,8 +120,8 @@ def archive(files: Files, key: str, segments: Sequence[Segment], outcomes: Seque
     tuple of Segment
         What a manifest names from now on. The segments that were merged stay for those that name them.
     """
-    data = _lines(outcomes)
-    first, last = min(outcome.round for outcome in outcomes), max(outcome.round for outcome in outcomes)
+    data = b"".join(f"{line}\n".encode("ascii") for line in old.lines)
+    first, last = min(outcome.round for outcome in old.outcomes), max(outcome.round for outcome in old.outcomes)
     kept = list(segments)
     while kept and kept[-1].last - kept[-1].first <= last - first:
         try:
@@ -114,13 +134,6 @@ def archive(files: Files, key: str, segments: Sequence[Segment], outcomes: Seque
     files.sync_folder(HISTORY)
     files.sync_folder()
     return (*kept, Segment(key, len(data), hashlib.sha256(data).hexdigest(), first, last))
-
-
-def _lines(outcomes: Iterable[Outcome]) -> bytes:
-    return b"".join(
-        json.dumps(outcome_to_json(outcome), separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
-        for outcome in outcomes
-    )
 
 
 def _read(files: Files, segment: Segment) -> bytes:

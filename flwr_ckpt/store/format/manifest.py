@@ -65,8 +65,14 @@ def unseal(data: bytes, path: str) -> dict[str, Json]:
     return document
 
 
-def encode(commit: Commit) -> bytes:
+def encode(commit: Commit, outcomes: Iterable[str]) -> bytes:
     """Write a commit as a manifest.
+
+    Parameters
+    ----------
+    commit : Commit
+    outcomes : iterable of str
+        Its outcomes, as `outcome_text` gives them: most were in the manifest before.
 
     Raises
     ------
@@ -93,7 +99,7 @@ def encode(commit: Commit) -> bytes:
         "stored_documents": _entries_text(commit.stored_documents, table, headers),
         "headers": _text([header.decode("latin-1") for header in headers]),
         "documents": _text(dict(commit.inline_documents)),
-        "outcomes": _text([outcome_to_json(outcome) for outcome in commit.outcomes]),
+        "outcomes": f"[{','.join(outcomes)}]",
         "segments": _text([[one.key, one.size, one.digest, one.first, one.last] for one in commit.segments]),
     }
     body = ",".join([f'"{name}":{text}' for name, text in members.items()])
@@ -120,16 +126,18 @@ def decode(data: bytes, path: str) -> Commit:
     return _parse(lambda: _commit(body, path), path)
 
 
-def outcome_to_json(outcome: Outcome) -> Json:
-    """Encode an outcome."""
-    return {
-        "round": outcome.round,
-        "phase": outcome.phase,
-        "answered": outcome.answered,
-        "metrics": None if outcome.metrics is None else to_json(dict(outcome.metrics)),
-        "loss": to_json(outcome.loss),
-        "detail": to_json(dict(outcome.detail)),
-    }
+def outcome_text(outcome: Outcome) -> str:
+    """Encode an outcome, on one line."""
+    return _text(
+        {
+            "round": outcome.round,
+            "phase": outcome.phase,
+            "answered": outcome.answered,
+            "metrics": None if outcome.metrics is None else to_json(dict(outcome.metrics)),
+            "loss": to_json(outcome.loss),
+            "detail": to_json(dict(outcome.detail)),
+        }
+    )
 
 
 def outcome_from_json(value: Json) -> Outcome:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ..draft import Blob, Draft, Outcome, Phase
 from ..errors import CheckpointNotFoundError, FencedError
 from ..format.generations import Fence, look, take_generation
-from ..format.history import archive, is_due, size_of
+from ..format.history import Recent, archive, is_due
 from ..format.manifest import encode
 from ..format.records import Commit, Extent, Parent, Segment, Span
 from ..names import CommitName, round_folder, segment_key
@@ -49,10 +49,9 @@ class _Carried:
 
 
 class _History(NamedTuple):
-    """The outcomes that stand in a manifest, the bytes they take, and the segments that hold those before them."""
+    """The outcomes that stand in a manifest, and the segments that hold those before them."""
 
-    outcomes: tuple[Outcome, ...] = ()
-    nbytes: int = 0
+    recent: Recent = Recent()
     segments: tuple[Segment, ...] = ()
 
 
@@ -225,7 +224,7 @@ class RunWriter:
         history = self._past.history._replace(segments=segments)
         commit = self._commit_of(base.round, base.phase, tables, history)
         try:
-            self._link(commit)
+            self._link(commit, history)
         except FencedError as error:
             linked = self._files.size(commit.name.key) is not None
             raise FencedError(f"{error}. {_MAYBE if linked else _NOT}") from error
@@ -260,7 +259,7 @@ class RunWriter:
                 self._files.sync_folder(round_folder(draft.round))
             history = self._history(draft, written)
             commit = self._commit_of(draft.round, draft.phase, tables, history)
-            self._link(commit)
+            self._link(commit, history)
         except BaseException as error:
             self._retention.failed(name, base, written)
             if isinstance(error, (FileNotFoundError, FileExistsError)):
@@ -272,15 +271,14 @@ class RunWriter:
 
     def _history(self, draft: Draft, written: list[str]) -> _History:
         """Say which outcomes stand in the manifest, and which in segments."""
-        past = self._past.history
-        outcomes, nbytes = (*past.outcomes, *draft.outcomes), past.nbytes + size_of(draft.outcomes)
-        old = tuple(outcome for outcome in outcomes if outcome.round < draft.round)
-        if not old or not is_due(outcomes, nbytes):
-            return _History(outcomes, nbytes, past.segments)
+        recent, segments = self._past.history
+        recent = recent.and_then(draft.outcomes)
+        old, new = recent.split(draft.round)
+        if not old.outcomes or not is_due(recent):
+            return _History(recent, segments)
         key = segment_key(draft.round, self.generation, draft.phase)
         written.append(key)
-        segments = archive(self._files, key, past.segments, old)
-        return _History(outcomes[len(old) :], size_of(outcomes[len(old) :]), segments)
+        return _History(new, archive(self._files, key, segments, old))
 
     def _commit_of(
         self,
@@ -308,15 +306,15 @@ class RunWriter:
             state=tables.state,
             stored_documents=tables.stored_documents,
             inline_documents=tables.inline_documents,
-            outcomes=history.outcomes,
+            outcomes=history.recent.outcomes,
             segments=history.segments,
             passed=self._past.passed,
         )
 
-    def _link(self, commit: Commit) -> None:
+    def _link(self, commit: Commit, history: _History) -> None:
         """Make a commit durable, its data being so."""
         look(self._files, self._fence)
-        self._files.publish(commit.name.key, encode(commit))
+        self._files.publish(commit.name.key, encode(commit, history.recent.lines))
         if commit.round != self._rooted_round:
             # The folder's own name, also where another server made it: who did may not have come to that.
             self._files.sync_folder()
@@ -355,7 +353,7 @@ def _past_of(base: Commit, passed: tuple[Extent, ...]) -> _Past:
     return _Past(
         parent=Parent(base.generation, base.sequence, base.round, base.phase),
         line=base.line,
-        history=_History(base.outcomes, size_of(base.outcomes), base.segments),
+        history=_History(Recent().and_then(base.outcomes), base.segments),
         passed=tuple(dict.fromkeys((*base.passed, *passed))),
     )
 
