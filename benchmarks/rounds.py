@@ -226,6 +226,7 @@ class MeasuredRounds(Rounds):
             self.stalled = self._ticker.end()
             # There was one model before: the initial one, which Flower holds to the end.
             self.memory = max(self._peak.end() - self._before - 2 * self._layout.nbytes, 0)
+        self._state.wait_for_evaluation()
 
 
 def _load(who: Contender, server_round: int, expected: ArrayRecord, scratch: Path, index: int) -> Load:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+_EVALUATION = 0.3  # seconds
 _CHANGED = 100  # one of so many values is another one each round
 
 
@@ -22,6 +23,9 @@ class NoState:
     def seconds_of_copy(self, strategy: Any) -> float | None:
         """How long a plain copy of it takes, where it consists of arrays."""
         return None
+
+    def wait_for_evaluation(self) -> None:
+        """Have clients evaluate for a while, where it matters that they do not answer at once."""
 
 
 class ArraysInPlace(NoState):
@@ -51,6 +55,10 @@ class ArraysInPlace(NoState):
         for copy, array in zip(self._copies, strategy.momentum, strict=True):
             np.copyto(copy, array)
         return time.perf_counter() - begun
+
+    def wait_for_evaluation(self) -> None:
+        """Wait until old rounds are deleted: that keeps a processor busy for a tenth of a second, and copies slow."""
+        time.sleep(_EVALUATION)
 
 
 class ManyValues(NoState):
