@@ -15,17 +15,17 @@ _METHOD = """\
 How it is measured. Every contender works inside Flower's own `Strategy.start` of the message API, over clients that do
 nothing, with aggregates as Flower's aggregation leaves them (`.npy` bytes, new ones each round). All take turns, each
 turn in a process of its own; after every round the same arrays are also written raw (one `writev` and `fsync`), and
-ratios are those of a round, their medians shown. Before each of the two writes as much is written to the page cache on
-every processor and dropped again: a virtual machine's free memory is its host's, and to get it back takes longer than
-a save. *Blocked* is the time of the server's loop that is neither the clients' nor the strategy's own, less what the
-same loop takes where nothing is saved, with models of the same size. *Durable* runs from the aggregate until all is
-synced; what a library does not sync itself is synced for it. *Memory* is the peak of anonymous memory (`RssAnon`, read
-by another process every 2 ms in a round that is not timed) beyond what Flower holds; the page cache does not count.
-*Disk* is what the round's new files take, against the bytes that changed. *Stalls* is the longest time for which
-another Python thread of the process stood still meanwhile. *Resume* is the time until Flower has the arrays again, from
-the page cache, against one read of the same bytes into as many new arrays, as in a process that has just begun; for the
-other libraries it is loading and conversion, for flwr-ckpt the start of a server up to its first live hook, everything
-verified. Nothing is compared before memory and disk have been touched."""
+ratios are those of a round, their medians shown. Before each of the two writes as much (up to 1 GiB) is written to the
+page cache on every processor and dropped again: a virtual machine's free memory is its host's, and to get it back takes
+longer than a save. *Blocked* is the time of the server's loop that is neither the clients' nor the strategy's own, less
+what the same loop takes where nothing is saved, with models of the same size. *Durable* runs from the aggregate until
+all is synced; what a library does not sync itself is synced for it. *Memory* is the peak of anonymous memory
+(`RssAnon`, read by another process every 2 ms in a round that is not timed) beyond what Flower holds; the page cache
+does not count. *Disk* is what the round's new files take, against the bytes that changed. *Stalls* is the longest time
+for which another Python thread of the process stood still meanwhile. *Resume* is the time until Flower has the arrays
+again, from the page cache, against one read of the same bytes into as many new arrays, as in a process that has just
+begun; for the other libraries it is loading and conversion, for flwr-ckpt the start of a server up to its first live
+hook, everything verified. Nothing is compared before memory and disk have been touched."""
 
 
 def report(results: Results) -> str:
