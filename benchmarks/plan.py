@@ -93,6 +93,7 @@ def _cases(*, shrink: int, rounds: int, values: int) -> dict[str, Task]:
         "in_place": Task("rounds", OURS, small, 12, state="arrays", state_size=512 * MIB // shrink),
         "values": Task("rounds", OURS, small, 1, state="values", state_size=values),
         "best": Task("rounds", "best_model", layout_of(64 // min(shrink, 16)), 4),
+        "waiting": Task("rounds", OURS, layout_of(64 // min(shrink, 16)), 8, state="long"),
         "keep_latest": Task("long", OURS, small, rounds, keep="latest:3"),
         "keep_all": Task("long", OURS, small, rounds, keep="all"),
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .contenders import NAMES
-from .figures import Figures, aged, case_figures, seconds, size
+from .figures import Figures, aged, case_figures, loop_of, seconds, size
 from .markdown import table
 from .results import Results
 from .targets import PROVED_BY_TESTS, targets
@@ -17,7 +17,9 @@ nothing, with aggregates as Flower's aggregation leaves them (`.npy` bytes, new 
 turn in a process of its own; after every round the same arrays are also written raw (one `writev` and `fsync`), and
 ratios are those of a round, their medians shown. Before each of the two writes as much (up to 1 GiB) is written to the
 page cache on every processor and dropped again: a virtual machine's free memory is its host's, and to get it back takes
-longer than a save. *Blocked* is the time of the server's loop that is neither the clients' nor the strategy's own, less
+longer than a save. What the process has in memory is touched, too, before each hook: what a guest has not used for some
+seconds its host puts aside, and whoever runs next waits for it (the case of clients that train for seconds shows by how
+much). *Blocked* is the time of the server's loop that is neither the clients' nor the strategy's own, less
 what the same loop takes where nothing is saved, with models of the same size. *Durable* runs from the aggregate until
 all is synced; what a library does not sync itself is synced for it. *Memory* is the peak of anonymous memory
 (`RssAnon`, read by another process every 2 ms in a round that is not timed) beyond what Flower holds; the page cache
@@ -84,7 +86,7 @@ def _comparison(by_contender: dict[str, Figures], loop: float) -> str:
     return table(head, [("nothing saved: Flower's own loop", seconds(loop), *[""] * 8), *rows])
 
 
-_CASE_HEAD = ("case", "blocked", "durable", "raw write", "memory", "disk per round", "resume")
+_CASE_HEAD = ("case", "Flower's own loop", "blocked", "durable", "raw write", "memory", "disk per round", "resume")
 _TITLES = {
     "many": "{count:,} arrays of {each}",
     "huge": "one array of {each}",
@@ -92,6 +94,7 @@ _TITLES = {
     "in_place": "strategy arrays of {state}, changed in place",
     "values": "strategy state of {state_size:,} small Python values",
     "best": "best model beside the run, {model}",
+    "waiting": "clients that train for seconds, {model}, no memory touched after",
 }
 
 
@@ -101,7 +104,7 @@ def _cases(cases: dict[str, Any]) -> Iterator[Sequence[str]]:
         if name not in _TITLES:
             early, late, _ = aged(result)
             what = f"{task['rounds']:,} rounds, keep={task['keep']}"
-            yield (what, "", f"{seconds(early)} at round 10, {seconds(late)} at the last", "", "", "", "")
+            yield (what, "", "", f"{seconds(early)} at round 10, {seconds(late)} at the last", "", "", "", "")
             continue
         one = case_figures(result, skip=2 if name == "lora" else 0)
         title = _TITLES[name].format(
@@ -115,4 +118,5 @@ def _cases(cases: dict[str, Any]) -> Iterator[Sequence[str]]:
         blocked = seconds(one.blocked) + ("" if one.copy_ratio is None else f" ({one.copy_ratio:.2f} × memcpy)")
         load = "" if one.load is None else f"{seconds(one.load)} ({one.load_ratio:.2f} × read)"
         raw = "" if task["state_size"] else seconds(one.raw)
-        yield title, blocked, seconds(one.durable), raw, size(one.memory), size(one.disk), load
+        loop = seconds(loop_of([result["loop"]]))
+        yield title, loop, blocked, seconds(one.durable), raw, size(one.memory), size(one.disk), load

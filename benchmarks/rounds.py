@@ -28,6 +28,7 @@ from .instruments import (
     anonymous_bytes,
     calm,
     seconds_of_raw_write,
+    touch_own_memory,
     touch_page_cache,
     trim,
     write_raw,
@@ -205,6 +206,8 @@ class MeasuredRounds(Rounds):
         touch_page_cache(self._scratch, self._model)
         self._next = next_model(self._model, self._layout)
         self._copy = self._state.seconds_of_copy(self._strategy)
+        touch_own_memory(self._model, self._next)
+        self._state.wait_for_training()
 
     def aggregate(self, server_round: int, strategy: Any) -> ArrayRecord:
         """Change the strategy's state and hand over the arrays."""
@@ -227,6 +230,7 @@ class MeasuredRounds(Rounds):
             # There was one model before: the initial one, which Flower holds to the end.
             self.memory = max(self._peak.end() - self._before - 2 * self._layout.nbytes, 0)
         self._state.wait_for_evaluation()
+        touch_own_memory(self._model)
 
 
 def _load(who: Contender, server_round: int, expected: ArrayRecord, scratch: Path, index: int) -> Load:
@@ -252,6 +256,7 @@ def seconds_of_load(who: Contender, server_round: int, expected: ArrayRecord) ->
     """
     found: list[tuple[float, ArrayRecord]] = []
     gc.collect()  # what the rounds and loads before have left is not there as a server begins
+    touch_own_memory()
     begun = time.perf_counter()
     who.load(server_round, expected, lambda record: found.append((time.perf_counter(), record)))
     ended, record = found.pop()

@@ -1,4 +1,4 @@
-"""State that a strategy has of its own, and changes in every aggregation."""
+"""What a strategy has of its own and changes in every aggregation, and how long its clients take."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-_EVALUATION = 0.3  # seconds
+_TRAINING = 5.0  # seconds
+_EVALUATION = 0.3
 _CHANGED = 100  # one of so many values is another one each round
 
 
@@ -24,8 +25,19 @@ class NoState:
         """How long a plain copy of it takes, where it consists of arrays."""
         return None
 
+    def wait_for_training(self) -> None:
+        """Have clients train for a while, where it matters that they do not answer at once."""
+
     def wait_for_evaluation(self) -> None:
-        """Have clients evaluate for a while, where it matters that they do not answer at once."""
+        """Have clients evaluate for a while, as above."""
+
+
+class LongTraining(NoState):
+    """None, and clients whose training takes so long that the server's memory is not what was used last."""
+
+    def wait_for_training(self) -> None:
+        """Wait as for clients."""
+        time.sleep(_TRAINING)
 
 
 class ArraysInPlace(NoState):

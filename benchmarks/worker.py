@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .arrays import Layout
-from .strategy_state import ArraysInPlace, ManyValues, NoState
+from .strategy_state import ArraysInPlace, LongTraining, ManyValues, NoState
 
 _STATE_ARRAYS = 100
 
@@ -32,7 +32,8 @@ class Task:
     rounds : int
     loads : int
     state : str
-        What the strategy has of its own: ``"none"``, ``"arrays"`` or ``"values"``.
+        What the strategy has of its own, ``"none"``, ``"arrays"`` or ``"values"``; ``"long"`` is none, and training
+        that takes its time.
     state_size : int
         Bytes of all its arrays, or the number of values.
     keep : str
@@ -86,7 +87,9 @@ def _do(task: Task, folder: Path) -> Any:
 def _state(task: Task) -> NoState:
     if task.state == "arrays":
         return ArraysInPlace(_STATE_ARRAYS, task.state_size // _STATE_ARRAYS)
-    return ManyValues(task.state_size) if task.state == "values" else NoState()
+    if task.state == "values":
+        return ManyValues(task.state_size)
+    return LongTraining() if task.state == "long" else NoState()
 
 
 def main() -> None:
