@@ -134,9 +134,9 @@ class BackgroundWriter:
         """Wait until every draft handed over of a round up to `server_round` has been written or has failed."""
         self._require_own_process()
         with self._lock:
-            if not self._pending():
+            if self._is_written(server_round):
                 return  # so it is in most rounds, and training waits for this
-            waited = self._wait_while(lambda: any(job.draft.round <= server_round for job in self._pending()))
+            waited = self._wait_while(lambda: not self._is_written(server_round))
         self._report(waited, f"before round {server_round} was written")
 
     def flush(self) -> None:
@@ -151,7 +151,7 @@ class BackgroundWriter:
         """
         self._require_own_process()
         with self._lock:
-            self._wait_while(lambda: bool(self._pending()))
+            self._wait_while(lambda: not self._is_idle())
             failure, self._failure = self._failure, None
             error = self.fenced or failure
         if error is not None:
@@ -206,8 +206,13 @@ class BackgroundWriter:
         for thread in self._threads:
             thread.join()
 
-    def _pending(self) -> list[_Job]:
-        return [*self._queue, *([self._writing] if self._writing is not None else [])]
+    def _is_written(self, server_round: int) -> bool:
+        """Whether nothing of a round, or of one before, is pending: rounds are handed over in their order."""
+        oldest = self._writing or (self._queue[0] if self._queue else None)
+        return oldest is None or oldest.draft.round > server_round
+
+    def _is_idle(self) -> bool:
+        return self._writing is None and not self._queue
 
     def _wait_while(self, condition: Callable[[], bool]) -> float:
         """Wait, holding the lock, until the condition no longer holds; return the seconds that took."""
@@ -306,7 +311,7 @@ class BackgroundWriter:
     def _take_retention(self) -> bool:
         with self._lock:
             while not self._retention_due:
-                if self._closing and not self._pending():
+                if self._closing and self._is_idle():
                     return False
                 self._written.wait()
             self._retention_due = False
