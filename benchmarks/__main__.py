@@ -17,7 +17,7 @@ from .profiling import profile
 from .report import report
 from .results import Results, measure, tell
 
-_PROFILED = 512  # MiB
+_PROFILED = 64  # MiB
 _RESULTS = Path(__file__).parent / "results"
 _PLANS = {"usual": plan.usual, "smoke": plan.smoke, "full": plan.full}
 

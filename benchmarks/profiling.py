@@ -3,15 +3,19 @@
 A thread looks every millisecond at what every other one is doing, and counts the time since it last looked for that: a
 call that keeps the interpreter to itself counts in full, for the line behind it. What waits for another thread, and
 what is not ours, does not count. What is called (`fsync`, a checksum, NumPy) counts for the function of ours that calls
-it.
+it. Of what keeps the server's loop from going on, which is over before that thread has looked, each call is timed.
 """
 
 from __future__ import annotations
 
+import cProfile
 import logging
+import pstats
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +26,7 @@ from .arrays import Layout
 from .contenders import contender
 from .contenders.contender import Contender
 from .figures import seconds, size
+from .instruments import Stopwatch
 from .markdown import table
 from .plan import OURS, layout_of
 from .rounds import MeasuredRounds, seconds_of_load
@@ -32,6 +37,7 @@ _SWITCH = 0.0005  # seconds after which a thread that computes lets the profiler
 _TIMES = 5
 _SHOWN = 12
 _PACKAGE = "flwr_ckpt"
+_WAITS_FOR_WORK = "store.writing.background: _take"  # in a call that has no frame
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,39 @@ def _place(frame: FrameType, thread: str) -> Place | None:
             return None
         if module.startswith(f"{_PACKAGE}."):
             _, room, *rest = module.split(".")
-            return Place(_plain(thread), room, f"{'.'.join([room, *rest])}: {found.f_code.co_name}")
+            function = f"{'.'.join([room, *rest])}: {found.f_code.co_name}"
+            return None if function == _WAITS_FOR_WORK else Place(_plain(thread), room, function)
         found = found.f_back
     return None
+
+
+class TimedCalls(Stopwatch):
+    """Times each call in what a stopwatch counts.
+
+    Attributes
+    ----------
+    rounds : list of cProfile.Profile
+        The first has the opening of the run in it; what follows the last is left out.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rounds: list[cProfile.Profile] = []
+        self._profile = cProfile.Profile()
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leave out what happens inside."""
+        self._profile.disable()
+        with super().excluded():
+            yield
+        self._profile.enable()
+
+    def take(self) -> float:
+        """What has been counted since the last call, and its calls."""
+        self.rounds.append(self._profile)
+        self._profile = cProfile.Profile()
+        return super().take()
 
 
 def _plain(thread: str) -> str:
@@ -124,6 +160,7 @@ def profile(mib: int, folder: Path) -> str:
     parts = ["# Where the time goes", (__doc__ or "").partition("\n\n")[2].strip()]
     for layout in (plain, many):
         title = f"{layout.count:,} arrays of {size(layout.bytes_each)}"
+        parts += [f"## {title}: hooks of a round", _calls(layout, folder / f"{title}, hooks")]
         parts += [f"## {title}: {_TIMES} commits", _tables(_commits(layout, NoState(), folder / title))]
         parts += [f"## {title}: {_TIMES} resumes", _tables(_resumes(layout, folder / f"{title} again"))]
     title = f"Strategy arrays of {size(plain.nbytes)}, changed in place"
@@ -148,14 +185,37 @@ def _resumes(layout: Layout, folder: Path) -> Sampler:
     return sampler
 
 
+def _calls(layout: Layout, folder: Path) -> str:
+    """The calls that take longest between Flower's loop and the writer's thread: those of a round, on average."""
+    timed = TimedCalls()
+    _rounds(_ours(folder), layout, NoState(), timed)
+    _, *rounds = timed.rounds
+    stats = pstats.Stats(*rounds).stats  # type: ignore[attr-defined]
+    longest = sorted(stats.items(), key=lambda item: -item[1][2])
+    rows = [
+        (
+            f"`{Path(file).stem}: {name}`" if line else f"`{name}`",
+            f"{count / len(rounds):.0f}",
+            _micro(spent / len(rounds)),
+        )
+        for (file, line, name), (_, count, spent, _, _) in longest[:_SHOWN]
+    ]
+    counted, spent = (sum(one[index] for one in stats.values()) / len(rounds) for index in (1, 2))
+    return table(("function", "calls", "in itself"), [*rows, ("all", f"{counted:.0f}", _micro(spent))])
+
+
+def _micro(spent: float) -> str:
+    return f"{spent * 1e6:.0f} µs"
+
+
 def _ours(folder: Path) -> Contender:
     saved = folder / "saved"
     saved.mkdir(parents=True)
     return contender(OURS, saved)
 
 
-def _rounds(who: Contender, layout: Layout, state: NoState) -> ArrayRecord:
-    return MeasuredRounds(layout, _TIMES - 1, state, who, who.folder.parent / "raw").run()
+def _rounds(who: Contender, layout: Layout, state: NoState, stopwatch: Stopwatch | None = None) -> ArrayRecord:
+    return MeasuredRounds(layout, _TIMES - 1, state, who, who.folder.parent / "raw", stopwatch).run()
 
 
 def _tables(sampler: Sampler) -> str:

@@ -153,6 +153,8 @@ class MeasuredRounds(Rounds):
     who : Contender
     scratch : Path
         Where arrays are written raw.
+    stopwatch : Stopwatch, optional
+        What times them.
 
     Attributes
     ----------
@@ -161,7 +163,15 @@ class MeasuredRounds(Rounds):
         As in `Measured`.
     """
 
-    def __init__(self, layout: Layout, num_rounds: int, state: NoState, who: Contender, scratch: Path) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        num_rounds: int,
+        state: NoState,
+        who: Contender,
+        scratch: Path,
+        stopwatch: Stopwatch | None = None,
+    ) -> None:
         self.done: list[Round] = []
         self.memory = 0
         self.stalled = 0.0
@@ -170,7 +180,7 @@ class MeasuredRounds(Rounds):
         self._state = state
         self._who = who
         self._scratch = scratch
-        self._stopwatch = Stopwatch()
+        self._stopwatch = stopwatch or Stopwatch()
         self._disk = Folder(who.folder)
         self._model: ArrayRecord = first_model(layout)
         self._older = self._next = ArrayRecord()
