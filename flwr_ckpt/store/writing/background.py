@@ -123,7 +123,8 @@ class BackgroundWriter:
         """
         job = _Job(draft, self._clock())
         try:
-            self._require_own_process()
+            if os.getpid() != self._pid:
+                raise self._foreign()
             return self._enqueue(job)
         except BaseException:
             if self._is_nobodys(job):
@@ -132,7 +133,8 @@ class BackgroundWriter:
 
     def wait(self, server_round: int) -> None:
         """Wait until every draft handed over of a round up to `server_round` has been written or has failed."""
-        self._require_own_process()
+        if os.getpid() != self._pid:
+            raise self._foreign()
         with self._lock:
             if self._is_written(server_round):
                 return  # so it is in most rounds, and training waits for this
@@ -149,7 +151,8 @@ class BackgroundWriter:
         BaseException
             The first failure of a commit since the last flush, as the commit raised it.
         """
-        self._require_own_process()
+        if os.getpid() != self._pid:
+            raise self._foreign()
         with self._lock:
             self._wait_while(lambda: not self._is_idle())
             failure, self._failure = self._failure, None
@@ -238,13 +241,12 @@ class BackgroundWriter:
             self._waited,
         )
 
-    def _require_own_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise CheckpointError(
-                f"this checkpoint writer belongs to process {self._pid} and was used in process {os.getpid()}, a "
-                "child made by fork. Only the process that opened a run writes to it: use the strategy there, or "
-                "start children with the 'spawn' method"
-            )
+    def _foreign(self) -> CheckpointError:
+        return CheckpointError(
+            f"this checkpoint writer belongs to process {self._pid} and was used in process {os.getpid()}, a "
+            "child made by fork. Only the process that opened a run writes to it: use the strategy there, or "
+            "start children with the 'spawn' method"
+        )
 
     def _write_all(self) -> None:
         while (job := self._take()) is not None:

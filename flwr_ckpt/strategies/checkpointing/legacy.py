@@ -115,7 +115,8 @@ class LegacyRun:
             return self._replay_configure(server_round, phase)
         session.enter(server_round, f"configure-{phase}")
         self._check_passed_on(server_round, parameters)
-        session.commit_initial(parameters)
+        if not session.has_initial:
+            session.commit_initial(parameters)
         if phase == "train":
             session.wait_for_disk(server_round)
         manager = self._manager(client_manager)
@@ -182,7 +183,8 @@ class LegacyRun:
             return outcome.loss, dict(outcome.metrics or {})  # type: ignore[return-value]
         session.enter(server_round, "central")
         self._check_passed_on(server_round, parameters)
-        session.commit_initial(parameters)
+        if not session.has_initial:
+            session.commit_initial(parameters)
         with session.depth:
             answer: tuple[float, Any] | None = original(server_round, parameters=parameters)
         if answer is None:

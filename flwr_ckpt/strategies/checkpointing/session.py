@@ -90,6 +90,8 @@ class Session:
         The commit that is resumed; its arrays are let go of once a round has been trained.
     live : bool
         Whether a hook of this process has really been called.
+    has_initial : bool
+        Whether the initial arrays are on record, or have been handed over.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class Session:
         self._quiet = logs.Quiet()
         weakref.finalize(self, self._quiet.end)  # a server that breaks off in replay must not leave Flower silent
         self._has_state = True  # false from the resume until the state of the commit has been put back
-        self._has_initial = False
+        self.has_initial = False
         self._told = False
         self._finished = False  # by this server, and on disk
         self._rounds_trained = 0
@@ -223,7 +225,7 @@ class Session:
         if self._strict:
             self.nodes.keyed = nodes_of(loaded)
         self._has_state = False
-        self._has_initial = True
+        self.has_initial = True
         if self._identity is not None:
             tell_of_changes(identity_of(loaded.documents, loaded.commit.path), self._identity)
         if self.record.position > (0, 0):  # else there is nothing to replay, and nothing to be quiet about
@@ -300,10 +302,8 @@ class Session:
     # --- after a phase -------------------------------------------------------------------------------------------
 
     def commit_initial(self, arrays: ServerParameters) -> None:
-        """Make round 0 durable: the arrays every later start begins from."""
-        if self._has_initial:
-            return
-        self._has_initial = True
+        """Make round 0 durable: the arrays every later start begins from. Only while there is none (`has_initial`)."""
+        self.has_initial = True
         assert self._saver is not None
         blobs = self._api.blobs(arrays)
         self.models.begin(arrays)
