@@ -63,7 +63,7 @@ $(BENCH_INSTALLED): pyproject.toml constraints.txt benchmarks/constraints.txt
 	touch $@
 
 .PHONY: bench
-bench: $(BENCH_INSTALLED) ## Measure against a raw write and other libraries, most of an hour; tables and a picture
+bench: $(BENCH_INSTALLED) ## Measure against a raw write and other libraries, half an hour; tables and a picture
 	$(BENCH_VENV)/bin/python -m benchmarks
 
 .PHONY: bench-quick

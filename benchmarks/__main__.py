@@ -49,7 +49,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("command", nargs="?", choices=("run", "report", "profile"), default="run")
     parser.add_argument(
-        "--plan", choices=_PLANS, default="usual", help="smoke: a minute; usual: most of an hour; full: longer"
+        "--plan", choices=_PLANS, default="usual", help="smoke: a minute; usual: half an hour; full: longer"
     )
     parser.add_argument("--sizes", type=int, nargs="*", metavar="MIB", help="only these of the plan's sizes")
     parser.add_argument("--contenders", nargs="*", choices=NAMES, help="only these")
