@@ -177,7 +177,7 @@ def touch_own_memory(*records: ArrayRecord) -> None:
     """Read one byte of each page of this process: code, Python's objects, the heads of models' arrays.
 
     What a guest has not used for some seconds its host may have put aside, and the first to use it waits for the host:
-    here 130 µs for each two MiB, five seconds after the last use, for whoever runs next in this memory.
+    here 130 µs for about each half MiB, five seconds after the last use.
     """
     pages = np.concatenate([_pages(start, end) for start, end in _mappings()])
     for _ in range(_PASSES):

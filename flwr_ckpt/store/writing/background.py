@@ -210,9 +210,10 @@ class BackgroundWriter:
             thread.join()
 
     def _is_written(self, server_round: int) -> bool:
-        """Whether nothing of a round, or of one before, is pending: rounds are handed over in their order."""
-        oldest = self._writing or (self._queue[0] if self._queue else None)
-        return oldest is None or oldest.draft.round > server_round
+        """Whether nothing up to a round is pending."""
+        if self._writing is not None and self._writing.draft.round <= server_round:
+            return False
+        return not self._queue or all(job.draft.round > server_round for job in self._queue)
 
     def _is_idle(self) -> bool:
         return self._writing is None and not self._queue

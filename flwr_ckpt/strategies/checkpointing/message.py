@@ -325,7 +325,7 @@ def record_blobs(record: ArrayRecord) -> Sequence[Blob]:
     now; bytes of Flower's that can change are copied. What an `Array` states beside its bytes nobody believes, and
     the writer's thread reads it: with 10,000 arrays, that is a third of the time here.
     """
-    names, arrays = list(record.keys()), list(record.values())  # many times as quick as a dict of them
+    names, arrays = list(record.keys()), list(record.values())  # of 10,000, a fifth of the time less than a dict
     data = list(map(_DATA, arrays))
     if set(map(type, data)) != {bytes}:
         data = list(map(settled, data))
