@@ -190,7 +190,7 @@ def _calls(layout: Layout, folder: Path) -> str:
     timed = TimedCalls()
     _rounds(_ours(folder), layout, NoState(), timed)
     _, *rounds = timed.rounds
-    stats = pstats.Stats(*rounds).stats  # type: ignore[attr-defined]
+    stats = pstats.Stats(*rounds).stats  # type: ignore[attr-defined]  # there, and unknown to typeshed
     longest = sorted(stats.items(), key=lambda item: -item[1][2])
     rows = [
         (
