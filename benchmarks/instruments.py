@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import subprocess
 import sys
@@ -235,15 +236,26 @@ def _pages(start: int, end: int) -> np.ndarray:
 
 
 def _read_bytes(addresses: np.ndarray) -> None:
-    """Read a byte at each address; where nothing is any more, that is an error of the call and does no harm."""
-    read = ctypes.CDLL(None).process_vm_readv
+    """Read a byte at each address; where nothing is any more, that is an error of the call and does no harm.
+
+    Raises
+    ------
+    OSError
+        If this is not allowed here, as in some containers: figures would be of memory that was not touched.
+    """
+    read = ctypes.CDLL(None, use_errno=True).process_vm_readv
+    read.restype = ctypes.c_ssize_t
     read.argtypes = (ctypes.c_int, *(ctypes.c_void_p, ctypes.c_ulong) * 2, ctypes.c_ulong)
     found = np.empty(_MAX_BUFFERS, np.uint8)
     here = np.array([(found.ctypes.data, found.nbytes)], np.uint64)
     for start in range(0, len(addresses), _MAX_BUFFERS):
         batch = addresses[start : start + _MAX_BUFFERS]
         there = np.column_stack((batch, np.ones_like(batch)))
-        read(os.getpid(), here.ctypes.data, 1, there.ctypes.data, len(there), 0)
+        count = read(os.getpid(), here.ctypes.data, 1, there.ctypes.data, len(there), 0)
+        if count < 0 and (code := ctypes.get_errno()) != errno.EFAULT:
+            raise OSError(
+                code, f"process_vm_readv: {os.strerror(code)}; memory cannot be touched before a clock starts"
+            )
 
 
 @contextmanager

@@ -17,9 +17,9 @@ nothing, with aggregates as Flower's aggregation leaves them (`.npy` bytes, new 
 turn in a process of its own; after every round the same arrays are also written raw (one `writev` and `fsync`), and
 ratios are those of a round, their medians shown. Before each of the two writes as much (up to 1 GiB) is written to the
 page cache on every processor and dropped again: a virtual machine's free memory is its host's, and to get it back takes
-longer than a save. What the process has in memory is touched, too, before each hook: what a guest has not used for some
-seconds its host puts aside, and whoever runs next waits for it (the case of clients that train for seconds shows by how
-much). *Blocked* is the time of the server's loop that is neither the clients' nor the strategy's own, less
+longer than a save. What the process has in memory is touched, too, before each hook and load: what a guest has not used
+for some seconds its host puts aside, and whoever runs next waits for it (the case of clients that train for seconds
+shows by how much). *Blocked* is the time of the server's loop that is neither the clients' nor the strategy's own, less
 what the same loop takes where nothing is saved, with models of the same size. *Durable* runs from the aggregate until
 all is synced; what a library does not sync itself is synced for it. *Memory* is the peak of anonymous memory
 (`RssAnon`, read by another process every 2 ms in a round that is not timed) beyond what Flower holds; the page cache

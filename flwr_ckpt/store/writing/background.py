@@ -213,7 +213,7 @@ class BackgroundWriter:
         """Whether nothing up to a round is pending."""
         if self._writing is not None and self._writing.draft.round <= server_round:
             return False
-        return not self._queue or all(job.draft.round > server_round for job in self._queue)
+        return all(job.draft.round > server_round for job in self._queue)
 
     def _is_idle(self) -> bool:
         return self._writing is None and not self._queue
